@@ -14,6 +14,10 @@ TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 
     systemd-container prometheus rpm zsh fish man-db binutils dpkg-dev cpio kmod rsync socat libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
     extlinux syslinux-common chromium fonts-dejavu-core)
 
+# What scripts/test-sources radosgw needs.
+# shellcheck disable=SC2034
+CEPH_PACKAGES=(ceph-mon ceph-mgr ceph-osd ceph-common radosgw uuid-runtime)
+
 die() {
     printf '%s: %s\n' "${0##*/}" "$*" >&2
     exit 1
@@ -123,6 +127,19 @@ need_schemathesis() {
     need_python SCHEMATHESIS schemathesis 4.32.5
 }
 
+# A Python with boto3 and moto, for scripts/test-sources. Sets S3_PYTHON.
+need_s3_python() {
+    local place=${CARGO_TARGET_DIR:-$ROOT/target}/python-s3
+    S3_PYTHON=$place/bin/python
+    "$S3_PYTHON" -c 'import boto3, moto' 2>/dev/null && return 0
+    need_packages python3-venv
+    printf 'installing: boto3, moto (pip)\n'
+    rm -rf "$place"
+    /usr/bin/python3 -m venv "$place" || die "could not create a virtual environment in $place"
+    "$place/bin/pip" install --quiet --disable-pip-version-check boto3==1.44.5 'moto[s3,server]==5.2.5' ||
+        die "could not install moto; run: pip install boto3 'moto[s3,server]'"
+}
+
 # scripts_by INTERPRETER: the scripts whose first line names this interpreter.
 scripts_by() {
     grep -slE "^#!.*\\b$1\\b" "$ROOT"/scripts/* "$ROOT"/.ci/*
@@ -202,4 +219,26 @@ end_serve() {
     if [[ -n ${MOUNT:-} ]] && grep -qF " $MOUNT fuse" /proc/self/mounts; then
         fusermount3 -u "$MOUNT" 2>/dev/null || fusermount3 -uz "$MOUNT" 2>/dev/null || umount -l "$MOUNT" || true
     fi
+}
+
+# newer_qemu: prints the directory below which the QEMU of Debian's backports is unpacked, in the target directory. Nothing is
+# installed. Prints nothing and fails where there are no backports.
+newer_qemu() {
+    local place=${CARGO_TARGET_DIR:-$ROOT/target}/qemu-backports suite package
+    local key=/usr/share/keyrings/debian-archive-keyring.gpg
+    if [[ ! -x $place/root/usr/bin/qemu-storage-daemon ]]; then
+        # shellcheck source=/dev/null
+        suite=$(source /etc/os-release && [[ ${ID:-} == debian ]] && echo "$VERSION_CODENAME-backports") || return 1
+        rm -rf "$place"
+        mkdir -p "$place"/{state/lists/partial,cache/archives/partial,packages}
+        echo "deb [signed-by=$key] http://deb.debian.org/debian $suite main" >"$place/sources.list"
+        local options=(-o "Dir::Etc::sourcelist=$place/sources.list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State=$place/state"
+            -o Dir::State::status=/var/lib/dpkg/status -o "Dir::Cache=$place/cache" -o APT::Sandbox::User=root)
+        apt-get "${options[@]}" -qq update >&2 || return 1
+        (cd "$place/packages" && apt-get "${options[@]}" -qq download qemu-utils qemu-system-common >&2) || return 1
+        for package in "$place"/packages/*.deb; do dpkg -x "$package" "$place/root" || return 1; done
+        rm -rf "$place"/{state,cache,packages}
+    fi
+    "$place/root/usr/bin/qemu-storage-daemon" --version >/dev/null || return 1
+    echo "$place/root"
 }

@@ -47,6 +47,8 @@ pub mod mutant;
 #[cfg(feature = "daemon")]
 mod sandbox;
 #[cfg(feature = "daemon")]
+pub mod seal;
+#[cfg(feature = "daemon")]
 pub mod serve;
 #[cfg(any(test, feature = "simulation"))]
 pub mod simulation;

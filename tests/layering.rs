@@ -43,7 +43,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["format"]),
     ("sandbox", &["config", "format", "io", "source"]),
     ("jobs", &["source"]),
-    ("disks", &["disk", "jobs", "store"]),
+    ("disks", &["disk", "io", "jobs", "store"]),
     (
         "bases",
         &["base", "cache", "config", "events", "fetch", "format", "io", "jobs", "source", "store", "trace"],
@@ -64,7 +64,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("export", &["format", "io"]),
     ("import", &["format", "image", "io", "source"]),
-    ("cli", &["config", "control", "daemon", "check", "export", "format", "import", "source"]),
+    ("seal", &["format"]),
+    ("cli", &["config", "control", "daemon", "check", "export", "format", "import", "seal", "source"]),
 ];
 
 /// Edges on which a module may use only these items.
@@ -75,7 +76,7 @@ const ONLY: &[(&str, &str, &[&str])] = &[
     ("fuse", "store", &["Attributes", "Replace"]),
     ("fuse", "disk", &["Grow", "Seek"]),
     ("cli", "source", &["http", "Location"]),
-    ("cli", "format", &["layout"]),
+    ("cli", "format", &["layout", "proof"]),
     ("cli", "control", &["wire"]),
     ("sandbox", "format", &["layout"]),
 ];

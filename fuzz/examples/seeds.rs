@@ -14,9 +14,10 @@ use plyfs::format::limits::{Limits, Rates};
 use plyfs::format::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use plyfs::format::names::{self, NameEntry};
 use plyfs::format::pools::{self, PoolEntry, PoolIdentity};
+use plyfs::format::proof::{Builder, ProofHeader};
 use plyfs::format::record::{
-    Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, ImageData, ImageFile, ImageFormat, MapRoot,
-    Moved, Request, Superblock, Token, Validator,
+    Backing, BaseIdentity, BaseOptions, BaseRecord, Digest, DiskRecord, FileProof, ImageData, ImageFile,
+    ImageFormat, MapRoot, Moved, Request, Superblock, Token, Validator,
 };
 use plyfs::format::rework::{Purpose, Rework};
 use plyfs::format::trace::{Origin, Trace, TraceEntry};
@@ -69,6 +70,36 @@ fn traces() {
     both("trace", "cut", &bytes[..bytes.len() - 7]);
 }
 
+fn proofs() {
+    let sealed = |len: usize| {
+        let bytes: Vec<u8> =
+            (0..len as u64).map(|at| (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as u8).collect();
+        let mut builder = Builder::new(len as u64);
+        let mut proof = vec![0; builder.layout().proof_size() as usize];
+        let mut put = |offset: u64, page: &[u8]| -> Result<(), ()> {
+            proof[offset as usize..offset as usize + page.len()].copy_from_slice(page);
+            Ok(())
+        };
+        builder.update(&bytes, &mut put).expect("memory");
+        let header = ProofHeader { size: len as u64, root: builder.root().expect("all of it") }.encode();
+        proof[..header.len()].copy_from_slice(&header);
+        proof
+    };
+    let plain = sealed(65 * 16384 + 5);
+    both("proof", "plain", &plain);
+    both("proof", "one-group", &sealed(5000));
+    both("proof", "wrong-page", &changed(&plain, 200, &[0xff; 8]));
+    both("proof", "cut", &plain[..1000]);
+    for (name, size) in
+        [("64-tib", 1u64 << 46), ("2-63-bytes", 1 << 63), ("empty", 0), ("all-ones", u64::MAX)]
+    {
+        both("proof", name, &changed(&plain, 40, &size.to_le_bytes()));
+    }
+    both("proof", "other-groups", &changed(&plain, 48, &0u32.to_le_bytes()));
+    both("proof", "length-lie", &changed(&plain, 12, &u32::MAX.to_le_bytes()));
+    both("proof", "page-of-a-server", "<!doctype html>".repeat(20).as_bytes());
+}
+
 fn records() {
     let identity =
         |digest| BaseIdentity { size: 5000, validator: Validator::File { mtime_ns: 77, inode: 12 }, digest };
@@ -82,6 +113,7 @@ fn records() {
             format: ImageFormat::Raw,
             disk_size: 5000,
             identity: identity(Some(Digest::Sha512([7; 64]))),
+            proof: None,
         },
         backing: Vec::new(),
         created_ns: 5,
@@ -115,6 +147,11 @@ fn records() {
     both("records", "base-4", &BaseRecord { token: Some(token), ..base.clone() }.encode());
     let base = BaseRecord { moved: Vec::new(), ..base };
     both("records", "base", &base.encode());
+    let validator =
+        Validator::S3 { version: Some("v1".into()), etag: Some("\"a-2\"".into()), last_modified: None };
+    let identity = BaseIdentity { validator, ..base.image.identity.clone() };
+    let image = ImageFile { source: "s3://images/debian.qcow2".into(), identity, ..base.image.clone() };
+    both("records", "base-of-bucket", &BaseRecord { image, ..base.clone() }.encode());
     let image = |data| {
         let (id, hash) = ("0f3b1c1e-7b0a-4f3e-9d63-0c6d6a5a1f10".into(), "sha512:07".into());
         let validator = Validator::Glance { id, hash, data, etag: Some("\"m\"".into()), last_modified: None };
@@ -245,6 +282,17 @@ fn records() {
         "disk-path-as-name",
         &DiskRecord { name: "../../etc/passwd".into(), ..disk.clone() }.encode(),
     );
+    let proof = |places: &[&str]| {
+        let places = places.iter().map(|place| (*place).to_owned()).collect();
+        Some(FileProof { root: [9; 32], places })
+    };
+    let proven = |places| BaseRecord {
+        image: ImageFile { proof: proof(places), ..base.image.clone() },
+        ..base.clone()
+    };
+    both("records", "base-proven", &proven(&["https://h/debian.raw.obao"]).encode());
+    both("records", "base-blake3", &proven(&[]).encode());
+    both("records", "base-places", &proven(&["/p"; 40]).encode());
     both(
         "records",
         "base-long-source",
@@ -475,6 +523,7 @@ fn text() {
 
 fn main() {
     records();
+    proofs();
     traces();
     map_file();
     layer_index();

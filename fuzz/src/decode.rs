@@ -15,6 +15,7 @@ use plyfs::format::layout::index_path;
 use plyfs::format::lineage::{LayerEntry, Lineage};
 use plyfs::format::names;
 use plyfs::format::pools::{self, PoolIdentity};
+use plyfs::format::proof::{HASH, HEADER_AREA, Layout, PAGE as PROOF_PAGE, PageId, ProofHeader};
 use plyfs::format::record::{BaseRecord, DiskRecord, MapRoot, Superblock};
 use plyfs::format::trace::Trace;
 use plyfs::format::{BLOCK, MAX_DISK_SIZE, valid_name};
@@ -271,6 +272,38 @@ pub fn trace(data: &[u8]) {
         bytes += range.end - range.start;
     }
     assert!(bytes <= trace.blocks() * BLOCK + trace.entries.len() as u64 * (64 << 10));
+}
+
+/// What a server sends as a proof: a header, and pages of any bytes.
+pub fn proof(data: &[u8]) {
+    let bytes = mended(data, |bytes| {
+        let mut rest = bytes.split_off(bytes.len().min(92));
+        mend_envelope(bytes);
+        bytes.append(&mut rest);
+    });
+    let Ok(header) = ProofHeader::decode(&bytes) else { return };
+    assert_eq!(ProofHeader::decode(&header.encode()), Ok(header));
+    let layout = Layout::of(header.size);
+    assert!(layout.levels() <= 6 && layout.proof_size() <= header.size / 500 + 4096);
+    let mut start = HEADER_AREA;
+    for level in (0..layout.levels()).rev() {
+        let last = layout.pages(level) - 1;
+        for index in [0, last] {
+            let page = PageId { level, index };
+            let (offset, length) = layout.place(page);
+            assert!(offset == start + index * PROOF_PAGE);
+            assert!(length.is_multiple_of(HASH) && (HASH..=PROOF_PAGE).contains(&length));
+            let found = bytes.get(offset as usize..(offset + length) as usize).unwrap_or(&bytes);
+            // Of a lower page the hash is in the page above, not in the header.
+            assert!(!layout.page_has(page, found, &header.root) || layout.is_top(page));
+        }
+        let (offset, length) = layout.place(PageId { level, index: last });
+        start = offset + length;
+    }
+    assert_eq!(start, layout.proof_size());
+    assert!(layout.group_len(layout.groups() - 1) > 0 && layout.group_len(layout.groups()) == 0);
+    let whole = layout.group_has(layout.groups() - 1, &bytes, &header.root);
+    assert!(!whole || layout.levels() == 0);
 }
 
 /// A map file, replayed as a whole and in pieces of odd lengths.

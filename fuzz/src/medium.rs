@@ -303,6 +303,10 @@ impl LiveStore for Lives {
         self.complete.lock().insert(disk, live);
         Ok(())
     }
+    fn abandon(&self, disk: u64) -> io::Result<()> {
+        self.fresh.lock().remove(&disk);
+        Ok(())
+    }
     fn disks(&self) -> io::Result<Vec<u64>> {
         Ok(self.complete.lock().keys().copied().collect())
     }

@@ -45,6 +45,11 @@ fn trace() {
 }
 
 #[test]
+fn proof() {
+    each("proof", decode::proof);
+}
+
+#[test]
 fn map_file() {
     each("map_file", decode::map_file);
 }

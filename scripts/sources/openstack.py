@@ -251,7 +251,7 @@ def waits_for(daemon, base, words, seconds=60):
     return False, f"it says {shown.get('state')}: {shown.get('waiting_for')}"
 
 
-def test_glance():
+def test_glance(_quick):
     failures = Failures()
     where = directory(os.environ.get("TMPDIR", "/var/tmp"), "plyfs-glance-")
     cloud = Cloud(where)

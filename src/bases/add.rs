@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Bases;
 use super::origin::{Delivery, ProbedFile};
+use super::proofs::Wanted;
 use crate::fetch::kept::{CACHE_BLOCK, Contents};
 use crate::format::record::{BaseOptions, Digest, ImageFormat, Strictness, Token};
 use crate::source::{Kind, Location, shown};
@@ -29,6 +30,8 @@ pub struct Description {
     pub onto: Option<String>,
     /// Digest of the image's file.
     pub digest: Option<Digest>,
+    /// What is known of the proof of the image's file.
+    pub proof: Wanted,
     /// Which validators of a server's answer must still match.
     pub strictness: Strictness,
     /// Seconds after which a read that waits for the server fails; 0 or none: never.
@@ -62,7 +65,7 @@ pub enum PreparedBase {
     /// An earlier attempt of the same request registered it.
     Known(Arc<BaseNode>),
     /// It is to be registered; with the first bytes of the image, when a server sent them.
-    New(Box<NewBase>, Option<Vec<u8>>),
+    New(Box<NewBase>, Option<Vec<u8>>, Wanted),
 }
 
 /// The given format, or else the one of the name's end.
@@ -81,6 +84,21 @@ fn word(format: ImageFormat) -> &'static str {
         ImageFormat::Raw => "raw",
         ImageFormat::Qcow2 => "qcow2",
         ImageFormat::Vmdk => "vmdk",
+    }
+}
+
+/// The proof of an image whose bytes come in this way.
+///
+/// # Errors
+/// `Invalid` for a proof of an image that comes as a whole: nothing asks for its groups, and the digest covers all of it.
+fn wanted_of(object: &str, wanted: &Wanted, delivery: Delivery) -> Result<Wanted, StoreError> {
+    match delivery {
+        Delivery::Ranges => Ok(wanted.clone()),
+        Delivery::Whole if wanted.place.is_some() => {
+            let why = "an image that is fetched as a whole is compared with its digest, and has no use for a proof; omit --proof or --download";
+            Err(StoreError::invalid(object, why))
+        }
+        Delivery::Whole => Ok(Wanted { none: true, ..wanted.clone() }),
     }
 }
 
@@ -110,6 +128,7 @@ impl Description {
             hydrate: false,
             refused: false,
             given_up: false,
+            copies: None,
         })
     }
 }
@@ -129,8 +148,8 @@ impl Bases {
         self.store.may_register(&new.name)?;
         let object = new.object();
         let onto = new.onto.as_deref().map(|name| self.store.base(name)).transpose()?;
-        let Description { name, image, backing: below, digest, token, delivery, .. } = new;
-        let image = self.prepare_file(&object, image, &options, delivery).await?;
+        let Description { name, image, backing: below, digest, token, delivery, proof, .. } = new;
+        let image = self.prepare_file(&object, image, &options, delivery, &proof).await?;
         // A digest that the record of the image states is as good as one that the operator gives.
         let stated = image.probed.as_ref().and_then(|(identity, _)| identity.digest.clone());
         if let (Some(given), Some(stated)) = (&digest, &stated)
@@ -144,12 +163,14 @@ impl Bases {
         let head = image.probed.as_ref().map(|(_, head)| head.clone());
         let mut backing = Vec::with_capacity(below.len());
         for file in below {
-            let mut file = self.prepare_file(&object, file, &options, Delivery::Ranges).await?;
+            let below = proof.of_backing();
+            let mut file = self.prepare_file(&object, file, &options, Delivery::Ranges, &below).await?;
             // A base has the digest of its image only.
             file.probed.iter_mut().for_each(|(identity, _)| identity.digest = None);
             backing.push(file);
         }
-        Ok(PreparedBase::New(Box::new(NewBase { name, image, backing, onto, digest, options, token }), head))
+        let new = NewBase { name, image, backing, onto, digest, options, token };
+        Ok(PreparedBase::New(Box::new(new), head, proof))
     }
 
     async fn prepare_file(
@@ -158,6 +179,7 @@ impl Bases {
         file: File,
         options: &BaseOptions,
         delivery: Delivery,
+        wanted: &Wanted,
     ) -> Result<NewFile, StoreError> {
         let urls: Vec<String> = std::iter::once(&file.source).chain(&file.mirrors).cloned().collect();
         let probed = self.probe(object, &urls, options, delivery).await?;
@@ -176,9 +198,18 @@ impl Bases {
         let format = stated.unwrap_or_else(|| format_of(&file));
         // A record that says raw is no proof: an image that begins as another format does is refused.
         let is_format_given = file.format.is_some() && stated.is_none();
+        let proof = match &probed {
+            // A file of this host is looked at when it is registered.
+            None => None,
+            Some(ProbedFile { identity, head, .. }) => {
+                let wanted = wanted_of(object, wanted, delivery)?;
+                let found = self.sources.find_proof(&urls, (identity.size, head), &wanted, options).await;
+                found.map_err(|source| StoreError::Source { object: object.to_owned(), source })?
+            }
+        };
         let source = probed.as_ref().map_or(file.source, |probed| probed.url.clone());
         let probed = probed.map(|probed| (probed.identity, probed.head));
-        Ok(NewFile { source, mirrors: file.mirrors, format, is_format_given, probed })
+        Ok(NewFile { source, mirrors: file.mirrors, format, is_format_given, probed, proof })
     }
 
     /// Identity and first bytes from the server of the first URL; none for a path.
@@ -207,12 +238,24 @@ impl Bases {
     /// # Errors
     /// `Exists` for a name that was taken meanwhile, `Invalid` for a file that cannot be a base, errors of the storage.
     pub fn add(&self, prepared: PreparedBase) -> Result<Arc<BaseNode>, StoreError> {
-        let (new, head) = match prepared {
+        let (mut new, head, wanted) = match prepared {
             PreparedBase::Known(base) => return Ok(base),
-            PreparedBase::New(new, head) => (new, head),
+            PreparedBase::New(new, head, wanted) => (new, head, wanted),
         };
         for file in std::iter::once(&new.image).chain(&new.backing) {
             self.refuse_own_mount(&new.name, &file.source)?;
+        }
+        if let Some(place) = &wanted.place {
+            self.refuse_own_mount(&new.name, place)?;
+        }
+        let object = format!("base {}", new.name);
+        let wrap = |source| StoreError::Source { object: object.clone(), source };
+        let below = wanted.of_backing();
+        let files = std::iter::once((&mut new.image, &wanted));
+        for (file, wanted) in files.chain(new.backing.iter_mut().map(|file| (file, &below))) {
+            if file.probed.is_none() {
+                file.proof = self.find_proof_file(&file.source, wanted).map_err(wrap)?;
+            }
         }
         let base = self.store.register(*new)?;
         if let Some(head) = head {

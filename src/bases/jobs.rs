@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::Bases;
+use super::copies::dropping;
 use super::hydrate::{Progress, What};
 use crate::fetch::kept::SharedCopies;
 use crate::store::{BaseNode, StoreError};
@@ -110,9 +111,12 @@ impl Bases {
                 self.sources.contents(base.record(), file).pin(options.pinned);
             }
         }
-        for file in local {
-            self.sources.evict(base.record(), file, &others);
-        }
+        let ((), noted) = dropping(&self.store, &self.sources, &base, || {
+            for file in local {
+                self.sources.evict(base.record(), file, &others);
+            }
+        });
+        noted?;
         base.detach();
         if base.options().hydrate {
             // Another request began a hydration meanwhile, and found the job that ends here.

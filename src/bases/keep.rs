@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::Bases;
+use super::copies::{CopyView, dropping};
 use super::origin::Delivery;
 use super::servers::another;
 use crate::fetch::kept::{Reach, SharedCopies};
-use crate::format::record::{BaseRecord, ImageFile};
+use crate::format::record::{BaseOptions, BaseRecord, ImageFile, KeptCopies};
 use crate::source::{SourceError, compare};
 use crate::store::{BaseNode, StoreError};
 
@@ -87,13 +88,35 @@ impl Bases {
         base.record().files().filter(move |file| options.keeps(file))
     }
 
-    /// Pins a base, or unpins it. Contents that another pinned base shares stay pinned.
+    /// Pins a base, or unpins it. Contents that another pinned base shares stay pinned. With `copies`, as many copies of
+    /// its cached blocks are kept, one of them in the store and each other one in another pool; without, as many as
+    /// before. A base that is not pinned has no further copies.
     ///
     /// # Errors
-    /// `NotFound`; errors of the storage when it writes the record.
-    pub fn pin(&self, name: &str, pinned: bool) -> Result<Arc<BaseNode>, StoreError> {
+    /// `NotFound`; `Invalid` for a number of copies that the store has not the pools for; errors of the storage when it
+    /// writes the record.
+    pub fn pin(&self, name: &str, pinned: bool, copies: Option<u8>) -> Result<Arc<BaseNode>, StoreError> {
         let base = self.store.base(name)?;
-        let options = base.set_options(|options| options.pinned = pinned)?;
+        if let Some(count) = copies {
+            self.may_copy(name, pinned, count)?;
+        }
+        let number = match copies {
+            Some(2..) if base.options().copies.is_none() => Some(self.store.new_number()?),
+            _ => None,
+        };
+        let change = |options: &mut BaseOptions| {
+            options.pinned = pinned;
+            options.copies = match (copies, options.copies) {
+                _ if !pinned => None,
+                (None, had) => had,
+                (Some(count @ 2..), Some(had)) => Some(KeptCopies { count, ..had }),
+                (Some(count @ 2..), None) => number.map(|number| KeptCopies { count, number }),
+                (Some(_), _) => None,
+            };
+        };
+        let options = base.set_options(change)?;
+        let started = self.keeper.open();
+        started.map_err(StoreError::io(format!("base {name}"), "starting a thread"))?;
         let (pinned, others) = (options.retains(), self.others(&base));
         for file in self.kept_files(&base) {
             if pinned || self.sources.shares(base.record(), file, &others) == SharedCopies::Drop {
@@ -101,6 +124,45 @@ impl Bases {
             }
         }
         Ok(base)
+    }
+
+    /// Whether a base may have so many copies.
+    fn may_copy(&self, name: &str, pinned: bool, count: u8) -> Result<(), StoreError> {
+        let invalid = |why: String| Err(StoreError::invalid(format!("base {name}"), why));
+        if !(1..=KeptCopies::MOST).contains(&count) {
+            return invalid(format!("{count} copies; give a number from 1 to {}", KeptCopies::MOST));
+        }
+        if count == 1 {
+            return Ok(());
+        }
+        if !pinned {
+            return invalid("only a pinned base has further copies; pin it".into());
+        }
+        if !self.sources.copies().is_on() {
+            return invalid("this daemon keeps no fetched blocks; start it with --cache-disk SIZE".into());
+        }
+        let pools = self.store.pool_numbers().len() - 1;
+        let needed = usize::from(count) - 1;
+        if pools < needed {
+            return invalid(format!(
+                "{count} copies need {needed} pools besides the store, and it has {pools}; add a directory of another \
+                 drive with: plyfs pool add NAME DIR"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Removes the copies in a pool that was taken off the list. A pool that does not answer keeps their files, which are
+    /// copies of nothing then.
+    pub fn leave_pool(&self, number: u64) {
+        self.keeper.leave_soon(number);
+    }
+
+    /// The further copies that pools have of a base.
+    pub fn copies(&self, base: &BaseNode) -> Vec<CopyView> {
+        let Some(wanted) = base.options().copies else { return Vec::new() };
+        let keys: Vec<_> = self.kept_files(base).map(|file| self.sources.of(base.record(), file)).collect();
+        self.sources.copies().view(base.id(), &keys, wanted)
     }
 
     /// Drops what is kept of a base, and ends its hydration. For a base with servers,
@@ -120,15 +182,19 @@ impl Bases {
         // The record changes first: after a crash from here on, the next worker does not hydrate it again.
         let options = base.set_options(|options| options.hydrate = false)?;
         self.hydrations.cancel(base.id(), "the base was evicted");
-        self.sources.forget_in_transit(base.id());
         let others = self.others(&base);
-        let mut dropped = 0;
-        for file in &files {
-            dropped += self.sources.evict(base.record(), file, &others);
-            if hydrated && self.sources.shares(base.record(), file, &others) == SharedCopies::Drop {
-                self.sources.contents(base.record(), file).pin(options.pinned);
+        let (dropped, noted) = dropping(&self.store, &self.sources, &base, || {
+            self.sources.forget_in_transit(base.id());
+            let mut dropped = 0;
+            for file in &files {
+                dropped += self.sources.evict(base.record(), file, &others);
+                if hydrated && self.sources.shares(base.record(), file, &others) == SharedCopies::Drop {
+                    self.sources.contents(base.record(), file).pin(options.pinned);
+                }
             }
-        }
+            dropped
+        });
+        noted?;
         if hydrated {
             base.detach();
         }

@@ -3,12 +3,15 @@
 //! What must hold: two bases share a key for fetched contents only when both certainly get the same bytes: the same
 //! URLs with the same strong validator. Otherwise the number of the base is a part of the key; no other base ever has
 //! it. A digest is a claim of the operator. It is a key of its own, for contents that were compared with it.
+//!
+//! Contents of which each group is proven have one key, which follows from their root: bases share them from the first
+//! byte, wherever each of them fetches from (D105). The hash of a file without a proof is a digest like any other.
 
 use sha2::{Digest as _, Sha256};
 
 use crate::fetch::kept::{FileKeys, SourceKey};
 use crate::format::record::{BaseRecord, Digest, ImageFile, Strictness};
-use crate::source::{KeyParts, key_parts};
+use crate::source::{KeyParts, key_parts, proven_key};
 
 struct Key(Sha256);
 
@@ -31,6 +34,13 @@ impl Key {
 /// The keys of a file of a base. `inherited`: version 0.1.0 cached the contents, which must not be lost.
 pub fn keys_of(base: &BaseRecord, file: &ImageFile, inherited: bool) -> FileKeys {
     let size = file.identity.size;
+    if let Some(proof) = &file.proof {
+        let own = match proof.places.is_empty() {
+            true => own_key(base, file),
+            false => SourceKey(proven_key(&proof.root, size)),
+        };
+        return FileKeys { own, digest: Some(Key::of("blake3").part(&proof.root).of_size(size)), size };
+    }
     let own = match inherited && file.identity.digest.is_none() {
         true => older_key(file),
         false => own_key(base, file),
@@ -41,7 +51,7 @@ pub fn keys_of(base: &BaseRecord, file: &ImageFile, inherited: bool) -> FileKeys
 fn own_key(base: &BaseRecord, file: &ImageFile) -> SourceKey {
     let parts = key_parts(&file.identity.validator);
     let strong = parts.is_strong && base.options.strictness == Strictness::Strong;
-    if strong && file.mirrors.is_empty() && file.identity.digest.is_none() {
+    if strong && file.mirrors.is_empty() && file.identity.digest.is_none() && file.proof.is_none() {
         return older_key(file);
     }
     let mut key = Key::of("own").part(file.source.as_bytes()).part(&file.mirrors.len().to_le_bytes());
@@ -52,6 +62,9 @@ fn own_key(base: &BaseRecord, file: &ImageFile) -> SourceKey {
         Some(Digest::Sha512(digest)) => key.part(digest),
         None => key.part(&[]),
     };
+    if let Some(proof) = &file.proof {
+        key = key.part(&proof.root);
+    }
     if !strong {
         key = key.part(&base.id.to_le_bytes());
     }
@@ -77,7 +90,7 @@ pub fn older_key(file: &ImageFile) -> SourceKey {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::record::{BaseIdentity, BaseOptions, ImageFormat, Validator};
+    use crate::format::record::{BaseIdentity, BaseOptions, FileProof, ImageFormat, Validator};
 
     fn base(validator: Validator, digest: Option<Digest>, mirrors: &[&str]) -> BaseRecord {
         let image = ImageFile {
@@ -86,6 +99,7 @@ mod tests {
             format: ImageFormat::Raw,
             disk_size: 5000,
             identity: BaseIdentity { size: 5000, validator, digest },
+            proof: None,
         };
         BaseRecord {
             id: 7,
@@ -101,6 +115,29 @@ mod tests {
 
     fn http(etag: Option<&str>, last_modified: Option<&str>) -> Validator {
         Validator::Http { etag: etag.map(Into::into), last_modified: last_modified.map(Into::into) }
+    }
+
+    /// Guards D105.
+    #[test]
+    fn proven_contents_have_one_key_and_a_hash_without_a_proof_is_a_digest() {
+        let of = |validator: Validator, mirrors: &[&str], places: &[&str]| {
+            let mut base = base(validator, None, mirrors);
+            let places = places.iter().map(|place| (*place).to_owned()).collect();
+            base.image.proof = Some(FileProof { root: [9; 32], places });
+            base
+        };
+        let tag = |tag: &str| http(Some(tag), None);
+        let keys = |base: &BaseRecord| keys_of(base, &base.image, false);
+        let proven = keys(&of(tag("\"a\""), &[], &["https://h/a.obao"]));
+        let other = keys(&of(tag("W/\"b\""), &["https://m/x"], &["/srv/b.obao"]));
+        let local = keys(&of(Validator::File { mtime_ns: 1, inode: 2 }, &[], &["/srv/b.obao"]));
+        assert_eq!((proven, proven), (other, local));
+        // Nothing that is not proven comes under that key.
+        let claimed = keys(&of(tag("\"a\""), &[], &[]));
+        let plain = keys(&base(tag("\"a\""), None, &[]));
+        assert!(claimed.own != proven.own && plain.own != proven.own && claimed.own != plain.own);
+        assert_eq!((claimed.digest, plain.digest), (proven.digest, None));
+        assert_ne!(proven.digest, Some(proven.own));
     }
 
     /// Other keys would lose what the stores of all hosts have in `cache/`.

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::io::priority;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread without work for this time ends.
@@ -67,6 +69,8 @@ impl Lane {
     }
 
     fn serve(self: Arc<Self>) {
+        // A thread of background work may have started this one.
+        priority::ordinary();
         /// Starts another thread when a job panics.
         struct Place<'a>(&'a Arc<Lane>);
         impl Drop for Place<'_> {

@@ -10,6 +10,7 @@
 //! - Contents that two bases share are dropped only when neither retains them.
 
 mod add;
+pub mod copies;
 mod copy;
 mod examine;
 pub mod hydrate;
@@ -19,6 +20,7 @@ mod keys;
 mod lane;
 mod origin;
 pub mod prefetch;
+pub mod proofs;
 mod servers;
 pub mod sources;
 mod state;
@@ -39,6 +41,7 @@ pub use self::servers::PreparedMove;
 pub use self::state::{BaseState, Condition};
 pub use self::unused::{UnusedBase, UnusedLimits};
 
+use self::copies::Keeper;
 use self::examine::Examiner;
 use self::hydrate::{Hydrations, Progress};
 use self::sources::HostSources;
@@ -51,6 +54,7 @@ pub struct Bases {
     sources: Arc<HostSources>,
     hydrations: Hydrations,
     examiner: Arc<Examiner>,
+    keeper: Keeper,
     /// Mount point of this daemon.
     mount: PathBuf,
     /// Whether a new base is hydrated at once.
@@ -63,10 +67,11 @@ impl Bases {
         store: Arc<Store>,
         sources: Arc<HostSources>,
         hydrations: Hydrations,
+        keeper: Keeper,
         mount: PathBuf,
         hydrates_new: bool,
     ) -> Self {
-        Self { store, sources, hydrations, examiner: Examiner::new(), mount, hydrates_new }
+        Self { store, sources, hydrations, examiner: Examiner::new(), keeper, mount, hydrates_new }
     }
 
     /// The sources of bases.

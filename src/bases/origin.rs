@@ -4,21 +4,24 @@
 //! [`ImageFile::is_local`] and by [`compare`]. What must hold: nothing here waits for a server except
 //! [`HostSources::probe`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::copy::CopiedFile;
 use super::lane::Lane;
+use super::proofs::{KeptPages, ProofPages, ProvenRemote, places_of};
 use super::sources::{HostSources, OnRuntime};
 use super::whole::WholeImage;
-use crate::fetch::kept::Reach;
+use crate::fetch::kept::{Reach, SourceKey};
+use crate::format::proof::{Layout, ProofHeader};
 use crate::format::record::{
-    BaseIdentity, BaseOptions, BaseRecord, ImageData, ImageFile, ImageFormat, Validator,
+    BaseIdentity, BaseOptions, BaseRecord, FileProof, ImageFile, ImageFormat, Strictness, Validator,
 };
 use crate::source::http::{HttpIdentity, HttpSource, Probed, ProbedImage, RemoteOptions};
 use crate::source::{
-    FileSource, GlanceIdentity, Kind, OpenImage, RemoteSource, SourceError, SourceErrorKind, compare, shown,
+    FileSource, GlanceIdentity, Kind, Location, OpenImage, RemoteSource, Source, SourceError,
+    SourceErrorKind, compare, proven_key, shown,
 };
 
 /// Threads that read one file that is copied.
@@ -79,10 +82,10 @@ impl HostSources {
         }
         match kind {
             Kind::File => Ok(None),
-            Kind::Http => {
+            Kind::Http | Kind::S3 => {
                 let probed = self.handle().spawn(async move { http.probe(&asked, &options).await });
                 let Probed { identity, head } = probed.await.map_err(cancelled)??;
-                Ok(Some(ProbedFile { identity: identity.into(), head, format: None, url: first }))
+                Ok(Some(ProbedFile { identity: kind.identity(identity), head, format: None, url: first }))
             }
             Kind::Glance => {
                 let whole = delivery == Delivery::Whole;
@@ -94,7 +97,7 @@ impl HostSources {
         }
     }
 
-    /// The source that a file of a base is fetched from. Asks no server.
+    /// The source that a file of a base is fetched from, proven where the file has a proof. Asks no server.
     ///
     /// # Errors
     /// Of a file of this host: when it cannot be opened or is another one, and not all of it is in the cache.
@@ -103,21 +106,63 @@ impl HostSources {
         base: &BaseRecord,
         file: &ImageFile,
     ) -> Result<Arc<dyn RemoteSource>, SourceError> {
+        let remote = self.open_unproven(base, file)?;
+        let Some(proof) = file.proof.as_ref().filter(|proof| !proof.places.is_empty()) else {
+            return Ok(remote);
+        };
+        let pages = self.proof_pages(&base.urls_of(file), file.identity.size, proof, &base.options);
+        Ok(Arc::new(ProvenRemote::new(remote, pages, proof.places.clone())))
+    }
+
+    /// The pages of the proof of a file that is read at `urls`. Asks no server.
+    pub(super) fn proof_pages(
+        &self,
+        urls: &[String],
+        size: u64,
+        proof: &FileProof,
+        options: &BaseOptions,
+    ) -> Arc<ProofPages> {
+        let header = ProofHeader { size, root: proof.root };
+        let proof_size = Layout::of(size).proof_size();
+        let remote: Arc<dyn RemoteSource> = match proof.places.first() {
+            Some(path) if !Location::of(path).is_url() => {
+                let spawn = Arc::new(OnRuntime::new(self.handle().clone(), Lane::new("proof", 1)));
+                let (opener, file) = (self.opener().clone(), PathBuf::from(path));
+                let open = Box::new(move || {
+                    let found = FileSource::open_with(&*opener, &file).ok()?;
+                    (found.size() == proof_size).then(|| Arc::new(found))
+                });
+                Arc::new(CopiedFile::new(path, proof_size, None, open, spawn))
+            }
+            _ => {
+                // Its bytes prove themselves: no validator is needed.
+                let identity =
+                    HttpIdentity { size: proof_size, etag: None, last_modified: None, version: None };
+                let options = RemoteOptions { strictness: Strictness::SizeOnly, ..options_of(options) };
+                self.http().open(&places_of(urls, &proof.places), identity, options)
+            }
+        };
+        let kept = KeptPages::new(self.proof_disk(), SourceKey(proven_key(&proof.root, size)), header);
+        ProofPages::new((proof.root, size), self.proven_pages().clone(), Some(kept), remote)
+    }
+
+    fn open_unproven(
+        &self,
+        base: &BaseRecord,
+        file: &ImageFile,
+    ) -> Result<Arc<dyn RemoteSource>, SourceError> {
         let size = file.identity.size;
-        Ok(match &file.identity.validator {
-            Validator::Http { etag, last_modified } => {
-                let (etag, last_modified) = (etag.clone(), last_modified.clone());
-                let identity = HttpIdentity { size, etag, last_modified };
-                self.http().open(&base.urls_of(file), identity, options_of(&base.options))
-            }
-            Validator::Glance { data, .. } => {
-                let source = self.image(base, file);
-                match data {
-                    ImageData::Ranges | ImageData::Location => source,
-                    ImageData::Whole => self.whole(base, file, source),
-                }
-            }
-            Validator::File { .. } => {
+        if let Some(image) = self.image(base, file) {
+            return Ok(match file.identity.validator.is_read_as_a_whole() {
+                true => self.whole(base, file, image),
+                false => image,
+            });
+        }
+        Ok(match HttpIdentity::of(&file.identity) {
+            // Of a web server or a bucket.
+            Some(identity) => self.http().open(&base.urls_of(file), identity, options_of(&base.options)),
+            // A file of this host.
+            None => {
                 let original = self.original(base, file)?;
                 // Its filesystem may hang: it has threads of its own.
                 let spawn = Arc::new(OnRuntime::new(self.handle().clone(), Lane::new("copy", READERS)));
@@ -128,12 +173,10 @@ impl HostSources {
         })
     }
 
-    /// An image of a Glance.
-    fn image(&self, base: &BaseRecord, file: &ImageFile) -> Arc<HttpSource> {
-        let Some(identity) = GlanceIdentity::of(&file.identity) else {
-            unreachable!("its validator is one of a Glance")
-        };
-        self.http().open_image(&base.urls_of(file), identity, options_of(&base.options))
+    /// An image of a Glance; none when the file is of another kind.
+    fn image(&self, base: &BaseRecord, file: &ImageFile) -> Option<Arc<HttpSource>> {
+        let identity = GlanceIdentity::of(&file.identity)?;
+        Some(self.http().open_image(&base.urls_of(file), identity, options_of(&base.options)))
     }
 
     /// An image that comes as a whole: one for all its readers and for the job that fetches it.
@@ -148,8 +191,10 @@ impl HostSources {
 
     /// The image of a file that comes as a whole; none of another file. Asks no server.
     pub(super) fn whole_image(&self, base: &BaseRecord, file: &ImageFile) -> Option<Arc<WholeImage>> {
-        let is_whole = file.identity.validator.is_read_as_a_whole();
-        is_whole.then(|| self.whole(base, file, self.image(base, file)))
+        if !file.identity.validator.is_read_as_a_whole() {
+            return None;
+        }
+        Some(self.whole(base, file, self.image(base, file)?))
     }
 
     /// The file of this host, which may be gone once all of it is in the cache.
@@ -167,7 +212,9 @@ impl HostSources {
 
     fn may_be_complete(&self, base: &BaseRecord, file: &ImageFile) -> bool {
         let contents = self.contents(base, file);
-        !contents.is_known() || contents.is_complete(Reach::Proven)
+        !contents.is_known()
+            || contents.is_complete(Reach::Proven)
+            || self.copies().may_have(base.id, contents.file_keys().own)
     }
 
     /// A file of this host, when it is what was registered.
@@ -189,7 +236,7 @@ fn open_original(opener: &dyn OpenImage, file: &ImageFile) -> Result<FileSource,
 }
 
 /// How a base's servers are asked.
-fn options_of(options: &BaseOptions) -> RemoteOptions {
+pub(super) fn options_of(options: &BaseOptions) -> RemoteOptions {
     RemoteOptions {
         strictness: options.strictness,
         deadline: (options.deadline_s > 0).then(|| Duration::from_secs(options.deadline_s.into())),

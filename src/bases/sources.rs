@@ -15,8 +15,10 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle, Runtime};
 
+use super::copies::{Copies, CopyLimits, FileCopies, SpawnIn};
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
+use super::proofs::{PAGES, ProofDisk};
 use super::whole::WholeImages;
 use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
@@ -25,12 +27,13 @@ use crate::fetch::kept::{
     Ticker, default_free_floor,
 };
 use crate::fetch::{DemandBudget, Failing, FetchCache, LazySource, NoCache, TimedReads};
-use crate::format::record::{BaseRecord, ImageFile};
+use crate::format::record::{BaseRecord, FileProof, ImageFile};
 use crate::io::{HostMedium, Medium};
 use crate::source::http::{Credentials, Http, HttpCounters, Network};
+use crate::source::pages::ProvenPages;
 use crate::source::{
-    FileSource, Identity, OpenImage, RemoteSource, Source, SourceError, SourceErrorKind, Spawn, Stall,
-    StallKind, UrlState,
+    FileSource, Identity, OpenImage, ProvenFile, RemoteSource, Source, SourceError, SourceErrorKind, Spawn,
+    Stall, StallKind, UrlState,
 };
 use crate::store::Sources;
 
@@ -39,7 +42,7 @@ const THREADS: usize = 2;
 const WRITERS: usize = 8;
 const CACHE_READERS: usize = 16;
 /// How long the start of a worker, and its end, wait for the cache's disk.
-const SETTLING: Duration = Duration::from_secs(1);
+pub(super) const SETTLING: Duration = Duration::from_secs(1);
 const LAST_FLUSH: Duration = Duration::from_secs(30);
 const WAITING: usize = 256;
 
@@ -57,6 +60,12 @@ impl OnRuntime {
     }
 }
 
+impl SpawnIn for Handle {
+    fn of(&self, lane: Arc<Lane>) -> Arc<dyn Spawn> {
+        Arc::new(OnRuntime::new(self.clone(), lane))
+    }
+}
+
 impl Spawn for OnRuntime {
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
         drop(self.handle.spawn(future));
@@ -68,7 +77,7 @@ impl Spawn for OnRuntime {
 }
 
 /// A source of one base, by number and own key. Bases with the same contents share only what is cached.
-type FileKey = (u64, SourceKey);
+pub(super) type FileKey = (u64, SourceKey);
 
 /// A file of a base that was used, kept until the base is removed.
 struct FileState {
@@ -82,6 +91,7 @@ struct FileState {
 pub struct OpenCache {
     cache: Arc<DiskCache>,
     watcher: Arc<Watcher>,
+    copies: CopyLimits,
     /// Drives the cache until it is dropped.
     _ticker: Ticker,
 }
@@ -160,7 +170,7 @@ impl OpenCache {
         let watcher = Arc::new(Watcher { events: events.clone(), users: Mutex::default() });
         let cache = DiskCache::prepare(Arc::new(medium), limits, watcher.clone(), OnDamage::Keep);
         let _ticker = cache.start()?;
-        Ok(Self { cache, watcher, _ticker })
+        Ok(Self { cache, watcher, copies: CopyLimits::of(config), _ticker })
     }
 }
 
@@ -190,6 +200,7 @@ pub struct HostSources {
     runtime: Runtime,
     http: Arc<Http>,
     kept: OpenCache,
+    copies: Copies,
     events: Events,
     known: Mutex<HashMap<FileKey, FileState>>,
     /// Limits the requests of readers of all sources.
@@ -198,6 +209,9 @@ pub struct HostSources {
     writers: Arc<Lane>,
     /// Reads of the cache that wait for its disk.
     timed_reads: Arc<TimedReads>,
+    /// Pages of proofs, in memory and on the cache's disk.
+    proven_pages: Arc<ProvenPages>,
+    proof_disk: Arc<ProofDisk>,
     /// Bases that an event reported as waiting or failing, by number.
     troubled: Mutex<HashMap<u64, Reported>>,
     /// Numbers, ascending, of bases whose contents version 0.1.0 cached. They must not be lost.
@@ -232,7 +246,7 @@ impl HostSources {
             opener,
             runtime,
             http,
-            kept,
+            copies: Copies::new(kept.copies, Arc::new(handle.clone())),
             events,
             known: Mutex::default(),
             demand: Arc::default(),
@@ -241,6 +255,9 @@ impl HostSources {
                 lane: Lane::new("cache-read", CACHE_READERS),
                 handle,
             })),
+            proven_pages: Arc::new(ProvenPages::new(PAGES)),
+            proof_disk: ProofDisk::new(kept.cache.clone()),
+            kept,
             troubled: Mutex::default(),
             inherited: OnceLock::new(),
             wholes: WholeImages::default(),
@@ -256,6 +273,14 @@ impl HostSources {
         &self.http
     }
 
+    pub(super) fn proven_pages(&self) -> &Arc<ProvenPages> {
+        &self.proven_pages
+    }
+
+    pub(super) fn proof_disk(&self) -> &Arc<ProofDisk> {
+        &self.proof_disk
+    }
+
     /// The runtime of requests.
     pub fn handle(&self) -> &Handle {
         self.runtime.handle()
@@ -269,6 +294,17 @@ impl HostSources {
     /// The cache of fetched blocks.
     pub fn cache(&self) -> &Arc<DiskCache> {
         &self.kept.cache
+    }
+
+    /// Further copies of what the cache has.
+    pub fn copies(&self) -> &Copies {
+        &self.copies
+    }
+
+    /// Lets readers of a file of a base use the copies that the base is to have.
+    pub(super) fn refresh_copies(&self, base: &BaseRecord, file: &ImageFile) -> Arc<FileCopies> {
+        let wanted = base.options.copies.filter(|_| !base.options.refused);
+        self.copies.refresh(base.id, &self.of(base, file), wanted)
     }
 
     /// Matches the cache that an earlier worker left with the present bases. Called once, before any base is attached.
@@ -336,6 +372,11 @@ impl HostSources {
         if !in_time.load(Ordering::Acquire) {
             return;
         }
+        let proven =
+            |base| BaseRecord::files(base).filter(|file| file.proof.is_some()).map(move |file| (base, file));
+        cache.retain_proofs(
+            &bases.iter().flat_map(proven).map(|(base, file)| self.of(base, file).own).collect(),
+        );
         // Sources of removed bases, and of bases that are not pinned any more.
         let pinned: HashSet<SourceKey> = pinned.into_iter().collect();
         for source in cache.sources().into_iter().filter(|source| !pinned.contains(source.key())) {
@@ -356,7 +397,7 @@ impl HostSources {
     }
 
     /// The keys of a file of a base in the cache.
-    fn of(&self, base: &BaseRecord, file: &ImageFile) -> FileKeys {
+    pub(super) fn of(&self, base: &BaseRecord, file: &ImageFile) -> FileKeys {
         let inherited = self.inherited.get().is_some_and(|bases| bases.binary_search(&base.id).is_ok());
         keys_of(base, file, inherited)
     }
@@ -488,7 +529,7 @@ impl HostSources {
             // Another object is worse than a longer wait.
             stall: stalls.min_by_key(|stall| (stall.kind != StallKind::Changed, stall.since)),
             failing: failing.min_by_key(|failing| failing.since),
-            urls: urls.flat_map(|source| source.urls()).collect(),
+            urls: urls.flat_map(|source| [source.urls(), source.proof_urls()].concat()).collect(),
         }
     }
 
@@ -529,6 +570,7 @@ impl HostSources {
 
     /// Forgets a removed base, and drops its cached contents that no other base has.
     pub fn forget(&self, base: &BaseRecord, others: &[BaseRecord]) {
+        let _suspended = self.copies.suspend(base.id);
         for file in base.files() {
             let of = self.of(base, file);
             let contents = self.contents(base, file);
@@ -538,9 +580,11 @@ impl HostSources {
             if theirs.iter().any(|other| other.own == of.own) {
                 continue;
             }
+            self.cache().remove_proof(&of.own);
             let verified = of.digest.is_some() && theirs.iter().any(|other| other.digest == of.digest);
             contents.remove(if verified { SharedCopies::Keep } else { SharedCopies::Drop });
         }
+        self.copies.forget(base.id);
         self.kept.watcher.forget(&self.traffic(base));
         self.troubled.lock().remove(&base.id);
         self.events.forget(base.id);
@@ -562,6 +606,8 @@ impl HostSources {
         if base.options.retains() {
             contents.pin(true);
         }
+        // Its list follows the options of the base.
+        let further = self.copies.of(base.id, of.own).further.clone();
         let traffic = self.traffic(base);
         for key in std::iter::once(of.own).chain(of.digest) {
             self.kept.watcher.add(key, &traffic);
@@ -584,6 +630,7 @@ impl HostSources {
         let (demand, patience) = (self.demand.clone(), self.timed_reads.clone());
         known.remote = Some(Arc::downgrade(&remote));
         let source = Arc::new(LazySource::new(remote, keep, spawn, identity, traffic, demand, patience));
+        source.read_also(further);
         known.source = Arc::downgrade(&source);
         source
     }
@@ -592,6 +639,10 @@ impl HostSources {
 impl Sources for HostSources {
     fn file(&self, path: &Path) -> Result<FileSource, SourceError> {
         FileSource::open_with(&*self.opener, path)
+    }
+
+    fn proven(&self, file: FileSource, proof: Option<&FileProof>) -> Result<Arc<dyn Source>, SourceError> {
+        ProvenFile::wrap(&*self.opener, file, proof)
     }
 
     fn kept(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
@@ -605,7 +656,7 @@ impl Sources for HostSources {
 
 /// Runs work that may hang on a thread of its own, and tells it whether the caller still waits. Returns whether it
 /// ended in time.
-fn within(limit: Duration, work: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<bool> {
+pub(super) fn within(limit: Duration, work: impl FnOnce(&AtomicBool) + Send + 'static) -> io::Result<bool> {
     let in_time = Arc::new(AtomicBool::new(true));
     let (say, ended) = std::sync::mpsc::channel();
     let told = in_time.clone();

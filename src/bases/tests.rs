@@ -1,5 +1,6 @@
 //! Operations on bases of a real store, without a mount and without a network.
 
+mod copies;
 mod jobs;
 mod unused;
 mod whole;
@@ -12,7 +13,9 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
+use super::copies::Keeper;
 use super::hydrate::{Hydrations, State};
+use super::proofs::Wanted;
 use super::sources::{HostSources, OpenCache};
 use super::{BaseState, Bases, Description, Evicted, File, LastCopy, PreparedBase};
 use crate::cache::BlockCache;
@@ -23,7 +26,8 @@ use crate::format::record::{Digest, ImageFormat, Strictness, Token};
 use crate::io::LiveDir;
 use crate::source::OpenHere;
 use crate::source::http::{Network, NoCredentials, Proxies};
-use crate::store::{BaseNode, NewDisk, Store, StoreError, StoreErrorKind as Kind};
+use crate::store::pools::{NoPools, OpenPools};
+use crate::store::{BaseNode, NewDisk, PreloadedRecords, Store, StoreError, StoreErrorKind as Kind};
 
 const SIZE: usize = 100_000;
 
@@ -44,6 +48,10 @@ impl House {
     }
 
     fn configured(dir: TempDir, change: impl FnOnce(&mut Config)) -> Self {
+        Self::opened(dir, change, &NoPools)
+    }
+
+    fn opened(dir: TempDir, change: impl FnOnce(&mut Config), pools: &dyn OpenPools) -> Self {
         let root = dir.path().join("store");
         fs::create_dir_all(&root).unwrap();
         let mut config = config(&root);
@@ -62,12 +70,15 @@ impl House {
         let sources = Arc::new(sources.unwrap());
         let live = LiveDir::new(&dir.path().join("live")).unwrap();
         let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
-        let store = Store::open_with(&root, |_| Ok(Arc::new(live)), cache, None, sources.clone());
+        let prepared = (PreloadedRecords::default(), pools);
+        let store =
+            Store::open_with_pools(&root, |_| Ok(Arc::new(live)), cache, None, sources.clone(), prepared);
         let store = Arc::new(store.unwrap());
         let of = store.clone();
         sources.settle_within(move || of.bases().iter().map(|base| base.current()).collect()).unwrap();
         let hydrations = Hydrations::new(store.clone(), sources.clone(), events, None);
-        let bases = Bases::new(store.clone(), sources, hydrations, dir.path().join("mount"), false);
+        let keeper = Keeper::start(store.clone(), sources.clone()).unwrap();
+        let bases = Bases::new(store.clone(), sources, hydrations, keeper, dir.path().join("mount"), false);
         Self { dir, store, bases }
     }
 
@@ -118,6 +129,7 @@ fn raw(name: &str, path: &std::path::Path) -> Description {
         backing: Vec::new(),
         onto: None,
         digest: None,
+        proof: Wanted::default(),
         strictness: Strictness::Strong,
         deadline_s: None,
         max_requests: None,
@@ -316,7 +328,7 @@ fn operations_that_a_base_does_not_support_are_refused() {
     refused(house.bases.hydrate("b", Some(0)), Kind::Invalid, "rate");
     refused(house.bases.give_up("b", true), Kind::Invalid, "file of this host");
     for result in
-        [house.bases.hydrate("none", None), house.bases.verify("none"), house.bases.pin("none", true)]
+        [house.bases.hydrate("none", None), house.bases.verify("none"), house.bases.pin("none", true, None)]
     {
         refused(result, Kind::NotFound, "base none");
     }
@@ -326,8 +338,8 @@ fn operations_that_a_base_does_not_support_are_refused() {
     };
     refused(prepare(0), Kind::Invalid, "file of this host");
     refused(prepare(1), Kind::Invalid, "it has 1 files");
-    assert!(house.bases.pin("b", true).unwrap().options().pinned);
-    assert!(!house.bases.pin("b", false).unwrap().options().pinned);
+    assert!(house.bases.pin("b", true, None).unwrap().options().pinned);
+    assert!(!house.bases.pin("b", false, None).unwrap().options().pinned);
 }
 
 // Regression: it said that the cache was too small, and named --cache-disk, when a write of a reader had found room

@@ -1,9 +1,10 @@
-//! Invariant 14: the persistent cache of fetched blocks.
+//! Invariant 14: the persistent cache of fetched blocks, and its copies in pools.
 
 use std::io;
+use std::path::Path;
 
 use super::{Check, CheckError, Finding, Part, Repair, Step, VerifyBases};
-use crate::fetch::kept::{self, Checksums, DIR};
+use crate::fetch::kept::{self, CacheFinding, Checksums, DIR};
 
 impl Check<'_> {
     /// Reads the bytes of cached blocks only when bases are verified, too, because it may take as long.
@@ -18,12 +19,30 @@ impl Check<'_> {
         let found = kept::check_watched(self.medium, sums, repair, &note).map_err(|error: io::Error| {
             CheckError::Io { operation: "reading", path: self.store.join(DIR), error }
         })?;
-        self.findings.extend(found.into_iter().map(|found| Finding {
-            invariant: 14,
-            object: found.file,
-            message: found.message,
-            repaired: found.repaired,
-        }));
+        self.findings.extend(found.into_iter().map(|found| finding(found, None)));
+        let pools: Vec<_> = self.pools.usable().collect();
+        for (dir, medium) in pools {
+            let found = kept::check_watched(&*medium, sums, repair, &note);
+            match found {
+                Ok(found) => {
+                    self.findings.extend(found.into_iter().map(|found| finding(found, Some(&dir))));
+                }
+                Err(error) => {
+                    let message = format!("it cannot be read: {error}; repair the drive and check again");
+                    self.find(14, dir.join(DIR).display().to_string(), message);
+                }
+            }
+        }
         Ok(())
     }
+}
+
+/// A finding in the cache of the store, or in the copies in the directory of a pool.
+fn finding(found: CacheFinding, dir: Option<&Path>) -> Finding {
+    let CacheFinding { file, message, repaired } = found;
+    let object = match dir {
+        Some(dir) => dir.join(file).display().to_string(),
+        None => file,
+    };
+    Finding { invariant: 14, object, message, repaired }
 }

@@ -61,6 +61,11 @@ impl Pools {
         }
     }
 
+    /// The directories of the pools that can be used, and their media.
+    pub(super) fn usable(&self) -> impl Iterator<Item = (PathBuf, Arc<dyn Medium>)> {
+        self.pools.values().filter_map(|pool| Some((pool.dir.clone(), pool.medium.clone().ok()?)))
+    }
+
     /// The names of files in the `deltas/` of all pools that can be read.
     pub(super) fn files(&self) -> impl Iterator<Item = &String> {
         self.pools.values().flat_map(|pool| &pool.files)

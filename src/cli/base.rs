@@ -36,13 +36,23 @@ Examples:
   plyfs base add debian https://images.example.org/debian-12.qcow2
   plyfs base add debian https://images.example.org/latest --format qcow2 --deadline 10m
   plyfs base add web web.qcow2 --backing https://images.example.org/debian-12.qcow2
+  plyfs base add debian https://images.example.org/debian-12.qcow2 --blake3 \"$(b3sum --no-names debian-12.qcow2)\"
   plyfs base add debian glance://glance.example.org:9292/0f3b1c1e-7b0a-4f3e-9d63-0c6d6a5a1f10
   plyfs base add debian --cloud mycloud debian-12
   plyfs base add debian swift://mycloud/images/debian-12.qcow2
 
-plyfs never guesses the format. Without --format, an image that is raw by its name and begins as another format does is \
+A proof that lies beside the image (see plyfs base seal) is used: each group of 16 KiB is proven before a guest gets it. \
+A proof that is not that of the image is refused. With --blake3 and no proof, the hash is a digest like --sha256. plyfs never guesses the format. Without --format, an image that is raw by its name and begins as another format does is \
 refused; with --format raw it is raw, whatever bytes it contains. The image must not change while it is a base. The \
 command prints the path of the base's file in the mount.";
+
+const SEAL_EXAMPLES: &str = "\
+Examples:
+  plyfs base seal debian-12.qcow2
+  plyfs base seal debian-12.raw --out /srv/www/debian-12.raw.obao
+
+The proof has 0.2 % of the size of the image. Publish it beside the image: plyfs base add finds it there. The command \
+prints the BLAKE3 hash of the image, as b3sum does. It needs no daemon.";
 
 const LS_EXAMPLES: &str = "\
 Examples:
@@ -110,6 +120,16 @@ Examples:
 For a hydrated base the daemon first looks for the original, and refuses when it is gone: the copy in the store may be \
 the last one. With --force it is dropped.";
 
+const PIN_EXAMPLES: &str = "\
+Examples:
+  plyfs base pin debian
+  plyfs base pin debian --copies 2
+  plyfs base pin debian --off
+
+With --copies, the daemon keeps further copies of the base's fetched data in pools, which lie on other drives. When the \
+drive of the store does not deliver a block, readers get it from a copy, also when the base's server is gone. `plyfs \
+base show` tells how far the copies are. For copies of all of the base, hydrate it.";
+
 const FAIL_EXAMPLES: &str = "\
 Examples:
   plyfs base fail debian
@@ -130,7 +150,7 @@ pub(super) const COLUMNS: [Column; 8] = [
     ("SOURCE", "source", Kind::Text),
 ];
 
-pub(super) const FIELDS: [Column; 25] = [
+pub(super) const FIELDS: [Column; 29] = [
     ("name", "name", Kind::Text),
     ("id", "id", Kind::Text),
     ("path", "path", Kind::Text),
@@ -145,9 +165,13 @@ pub(super) const FIELDS: [Column; 25] = [
     ("percent", "cached_percent", Kind::Text),
     ("in memory", "memory_bytes", Kind::Size),
     ("pinned", "pinned", Kind::Text),
+    ("copies", "copies", Kind::Number),
+    ("further copies", "further_copies", Kind::Text),
     ("complete", "complete", Kind::Text),
     ("verified", "digest_verified", Kind::Text),
     ("sha256", "sha256", Kind::Text),
+    ("blake3", "blake3", Kind::Text),
+    ("proof", "proof", Kind::Text),
     ("created", "created", Kind::Time),
     ("state", "state", Kind::Text),
     ("since", "state_since", Kind::Time),
@@ -228,6 +252,24 @@ pub(super) enum Base {
         /// Digest that the image file must have
         #[arg(long, value_name = "HEX", value_parser = args::sha512)]
         sha512: Option<String>,
+        /// BLAKE3 hash that the image file must have, as b3sum prints it
+        #[arg(long, value_name = "HEX", value_parser = args::sha256)]
+        blake3: Option<String>,
+        /// Path or URL of the proof of the image [default: beside the image, with .obao behind its name]
+        #[arg(long, value_name = "SOURCE", conflicts_with = "no_proof")]
+        proof: Option<String>,
+        /// Use no proof, although one is beside the image
+        #[arg(long)]
+        no_proof: bool,
+    },
+    /// Make the proof of an image file, offline: with it beside the image, no byte reaches a guest unproven
+    #[command(after_help = SEAL_EXAMPLES)]
+    Seal {
+        /// The image file
+        image: PathBuf,
+        /// Where the proof is written [default: beside the image, with .obao behind its name]
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// List the bases
     #[command(visible_alias = "list", after_help = LS_EXAMPLES)]
@@ -311,12 +353,15 @@ pub(super) enum Base {
         force: bool,
     },
     /// Keep the fetched data of a base when other bases need room
-    #[command(after_help = "Examples:\n  plyfs base pin debian\n  plyfs base pin debian --off")]
+    #[command(after_help = PIN_EXAMPLES)]
     Pin {
         /// Name of the base
         #[arg(value_parser = args::name)]
         name: String,
-        /// Unpin the base
+        /// Copies of its data, the one in the store included; each other one lies in another pool
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=8), conflicts_with = "off")]
+        copies: Option<u8>,
+        /// Unpin the base, and drop its further copies
         #[arg(long)]
         off: bool,
     },
@@ -412,6 +457,9 @@ impl Base {
                 pin,
                 sha256,
                 sha512,
+                blake3,
+                proof,
+                no_proof,
             } => {
                 let source = match source_file {
                     Some(path) => first_line(&path)?,
@@ -433,6 +481,9 @@ impl Base {
                     onto,
                     sha256,
                     sha512,
+                    blake3,
+                    proof: proof.map(absolute_source).transpose()?,
+                    no_proof,
                     identity: Some(identity.into()),
                     deadline_seconds: deadline,
                     max_requests,
@@ -443,6 +494,7 @@ impl Base {
                 let base = retry::create(&global.client()?, "/v1/bases", &body, &action)?;
                 global.output().value(&base, super::disk::paths)
             }
+            Self::Seal { image, out } => super::seal::run(global, &image, out),
             Self::Ls(listing) => {
                 listing.check(&NOUN)?;
                 let bases = global.client()?.get("/v1/bases", "cannot list bases")?;
@@ -452,7 +504,7 @@ impl Base {
                 let base = global
                     .client()?
                     .get(&format!("/v1/bases/{name}"), &format!("cannot show base {name}"))?;
-                global.output().value(&base, |base| fields(base, &FIELDS))
+                global.output().value(&base, |base| fields(&with_copies(base), &FIELDS))
             }
             Self::Map { name, cells } => map::show(global, "base", &name, cells),
             Self::Trace(trace) => trace.run(global),
@@ -504,9 +556,9 @@ impl Base {
                     format!("{name}: {} dropped\n", crate::config::size::format_size(evicted_bytes))
                 })
             }
-            Self::Pin { name, off } => {
+            Self::Pin { name, copies, off } => {
                 let action = format!("cannot pin base {name}");
-                let body = Pin { pinned: !off };
+                let body = Pin { pinned: !off, copies };
                 let base = retry::repeat(|| {
                     global.client()?.post(&format!("/v1/bases/{name}/pin"), &body, &action)
                 })?;
@@ -535,6 +587,23 @@ fn remove_base(client: &Client, name: &str, force: bool) -> Result<Value, CliErr
             None => retry::remove(client, "base", name, removal(true)),
         }
     })
+}
+
+/// The base with its copies as text.
+fn with_copies(base: &Value) -> Value {
+    let mut base = base.clone();
+    let copies = base["further_copies"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let text = |copy: &Value| {
+        let bytes = crate::config::size::format_size(copy["bytes"].as_u64().unwrap_or(0));
+        let state = match (copy["error"].as_str(), copy["current"].as_bool()) {
+            (Some(error), _) => error,
+            (None, Some(true)) => "current",
+            (None, _) => "being copied",
+        };
+        format!("{}: {bytes}, {state}", copy["pool"].as_str().unwrap_or_default())
+    };
+    base["further_copies"] = copies.iter().map(text).collect::<Vec<_>>().join("; ").into();
+    base
 }
 
 /// A line for each base whose readers wait or get errors: its state, since when, and the last error.

@@ -32,7 +32,7 @@ pub(super) struct Check {
     /// Repair each finding that needs no guess about data
     #[arg(long)]
     repair: bool,
-    /// Compare the digest of each base that was added with --sha256 or --sha512; reads these bases as a whole
+    /// Compare the digest of each base that was added with a digest or a proof; reads these bases as a whole
     #[arg(long)]
     verify_bases: bool,
     /// Directory of the live maps; the daemon's `[runtime] dir`

@@ -84,7 +84,8 @@ impl Commit {
         let image = Image::new(file);
         Export::of_commit(&self.source, &image.path, self.compress, below.as_ref())
             .write_file(global, place)?;
-        // The image has what differs from the base that the disk had when it was written.
+        // The image has what differs from the base that the disk had when it was written: the export reads what differs
+        // from the base that it finds.
         let shown = client.get(&format!("/v1/disks/{}", self.source.disk), &action)?;
         let now: Disk = read(&shown, &action)?;
         if now.base != disk.base {

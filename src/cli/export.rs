@@ -180,7 +180,7 @@ impl Export {
         };
         let mut signal = None;
         let written = self.write(
-            (&taken, mount),
+            (&taken, mount, disk.base.as_deref()),
             (backing.as_ref(), header.as_ref()),
             output.as_ref(),
             &mut |done, size| {
@@ -345,7 +345,7 @@ impl Export {
     /// Writes the file. Returns the bytes of the disk.
     fn write(
         &self,
-        (source, mount): (&Source<'_>, &Path),
+        (source, mount, base): (&Source<'_>, &Path, Option<&str>),
         (backing, header): (Option<&Backing>, Option<&IncrementHeader>),
         output: Option<&Output>,
         watch: &mut dyn FnMut(u64, u64) -> bool,
@@ -359,7 +359,7 @@ impl Export {
         let mut watch = |done| watch(done, size);
         let is_part = backing.is_some() || header.is_some();
         let input: Box<dyn Input> = if is_part {
-            Box::new(ListedInput::new(file, source.extents(self.since(), &self.action())?))
+            Box::new(ListedInput::new(file, source.extents(self.since(), base, &self.action())?))
         } else {
             Box::new(file)
         };
@@ -484,11 +484,20 @@ impl<'a> Source<'a> {
         Ok(Self { client, disk, snapshot: name, is_temporary: true })
     }
 
-    /// What differs from an earlier snapshot, or from the base.
-    fn extents(&self, since: Option<&str>, action: &str) -> Result<Vec<Extent>, CliError> {
+    /// What differs from an earlier snapshot, or from the base, which must be the one that the file refers to.
+    fn extents(
+        &self,
+        since: Option<&str>,
+        base: Option<&str>,
+        action: &str,
+    ) -> Result<Vec<Extent>, CliError> {
         let moments = Moments { disk: self.disk, since, until: Some(&self.snapshot) };
         let mut all = Vec::new();
         moments.each(self.client, action, |part| {
+            if part.base.as_deref() != base {
+                let why = "the disk was put on another base meanwhile; try again";
+                return Err(CliError::Failed(format!("{action}: {why}")));
+            }
             all.extend(part.extents.iter().map(|extent| Extent {
                 offset: extent.offset,
                 len: extent.length,

@@ -20,6 +20,7 @@ use super::encryption::EncryptArgs;
 use super::error::CliError;
 use super::increment;
 use super::interrupt::Interrupts;
+use super::limits;
 use super::output::printable;
 use super::progress::{Progress, Update};
 use super::retry::{self, Removal};
@@ -61,6 +62,8 @@ pub(super) struct Import {
     /// Base below the disk; of an image on top of a backing file, the one with the contents of that file
     #[arg(long, value_name = "BASE", value_parser = args::name)]
     pub(super) base: Option<String>,
+    #[command(flatten)]
+    limits: limits::Options,
     #[command(flatten)]
     pub(super) encryption: EncryptArgs,
 }
@@ -150,6 +153,7 @@ impl Import {
             names: vec![self.name.clone()],
             base: self.base.clone(),
             size: Some(size),
+            limits: self.limits.wanted(),
             encryption: self.encryption.reference()?,
             ..CreateDisks::default()
         };

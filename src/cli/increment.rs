@@ -81,7 +81,8 @@ pub(super) fn header(
 fn digest(base: &wire::Base) -> String {
     let named =
         |name: &str, digest: &Option<String>| digest.as_ref().map(|digest| format!("{name}:{digest}"));
-    named("sha256", &base.sha256).or_else(|| named("sha512", &base.sha512)).unwrap_or_default()
+    let sha = named("sha256", &base.sha256).or_else(|| named("sha512", &base.sha512));
+    sha.or_else(|| named("blake3", &base.blake3)).unwrap_or_default()
 }
 
 /// Applies an increment to a copy, or makes one.

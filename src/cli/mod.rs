@@ -35,6 +35,7 @@ mod output;
 mod pool;
 mod progress;
 mod retry;
+mod seal;
 mod serve;
 mod snapshot;
 mod status;

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Config, ConfigError, CredentialSource, invalid};
+use super::{Config, ConfigError, CredentialSource, S3Keys, invalid};
 
 impl Config {
     /// Refuses a configuration that names a file or directory which is not there, or which this user may not open.
@@ -32,12 +32,7 @@ impl Config {
             }
         }
         if let Some(program) = self.encryption.key_command.as_ref().and_then(|command| command.first()) {
-            const KEY: &str = "encryption.key_command";
-            let program = Path::new(program);
-            let meta = fs::metadata(program).map_err(|e| missing(KEY, program, &e.to_string()))?;
-            if !meta.is_file() {
-                return Err(missing(KEY, program, "it is not a program"));
-            }
+            is_program("encryption.key_command", Path::new(program))?;
         }
         for credential in &self.http.credentials {
             const KEY: &str = "http.credentials";
@@ -47,13 +42,15 @@ impl Config {
                     | CredentialSource::Basic(path)
                     | CredentialSource::Headers(path),
                 ) => readable(KEY, path)?,
-                Some(CredentialSource::Command([program, ..])) => {
-                    let program = Path::new(program);
-                    let meta = fs::metadata(program).map_err(|e| missing(KEY, program, &e.to_string()))?;
-                    if !meta.is_file() {
-                        return Err(missing(KEY, program, "it is not a program"));
-                    }
-                }
+                Some(CredentialSource::Command([program, ..])) => is_program(KEY, Path::new(program))?,
+                _ => {}
+            }
+        }
+        for entry in &self.http.s3 {
+            const KEY: &str = "http.s3";
+            match entry.keys() {
+                Some(S3Keys::File(path)) => readable(KEY, path)?,
+                Some(S3Keys::Command([program, ..])) => is_program(KEY, Path::new(program))?,
                 _ => {}
             }
         }
@@ -70,6 +67,11 @@ fn readable(key: &'static str, path: &Path) -> Result<(), ConfigError> {
         return Err(missing(key, path, "it is not a file"));
     }
     fs::File::open(path).map(drop).map_err(|e| missing(key, path, &e.to_string()))
+}
+
+fn is_program(key: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let meta = fs::metadata(path).map_err(|e| missing(key, path, &e.to_string()))?;
+    if meta.is_file() { Ok(()) } else { Err(missing(key, path, "it is not a program")) }
 }
 
 fn missing(key: &'static str, path: &Path, why: &str) -> ConfigError {

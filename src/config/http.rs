@@ -8,11 +8,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::allow::AllowEntry;
 use super::file::Size;
 use super::openstack::CloudConfig;
+use super::s3::{S3Config, S3Keys};
 use super::size::format_size;
 use super::{ConfigError, invalid};
 
 /// The upper bound of each duration.
-const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
 
 /// The settings of requests to servers. The limits of a single base are in its record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +47,8 @@ pub struct HttpConfig {
     pub user_agent: String,
     /// `[[http.credentials]]`: the credentials of plyfs, by URL. Default: none. Bounds: at most 64.
     pub credentials: Vec<CredentialConfig>,
+    /// `[[http.s3]]`: services with the interface of Amazon S3, by bucket. Default: none. Bounds: at most 64.
+    pub s3: Vec<S3Config>,
     /// `[[http.clouds]]`: the clouds of clouds.yaml that bases may be of. Default: none. Bounds: at most 16.
     pub clouds: Vec<CloudConfig>,
 }
@@ -62,6 +65,7 @@ impl Default for HttpConfig {
             allow: Vec::new(),
             user_agent: concat!("plyfs/", env!("CARGO_PKG_VERSION")).into(),
             credentials: Vec::new(),
+            s3: Vec::new(),
             clouds: Vec::new(),
         }
     }
@@ -121,6 +125,13 @@ impl CredentialConfig {
 }
 
 impl HttpConfig {
+    /// Whether it names secrets that another process must read for the worker.
+    pub fn reads_secrets(&self) -> bool {
+        let is_read =
+            |entry: &S3Config| !matches!(entry.keys(), Some(S3Keys::Instance(_) | S3Keys::Anonymous));
+        !self.credentials.is_empty() || !self.clouds.is_empty() || self.s3.iter().any(is_read)
+    }
+
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         if let Some(path) = &self.ca_file {
             absolute("http.ca_file", path)?;
@@ -163,8 +174,12 @@ impl HttpConfig {
         if self.credentials.len() > 64 {
             return Err(invalid("http.credentials", "there are more than 64; remove some".into()));
         }
-        super::openstack::validate(&self.clouds)?;
-        self.credentials.iter().try_for_each(CredentialConfig::validate)
+        self.credentials.iter().try_for_each(CredentialConfig::validate)?;
+        if self.s3.len() > 64 {
+            return Err(invalid("http.s3", "there are more than 64; remove some".into()));
+        }
+        self.s3.iter().try_for_each(S3Config::validate)?;
+        super::openstack::validate(&self.clouds)
     }
 }
 

@@ -14,19 +14,16 @@ mod table;
 
 pub use table::KEYS;
 
-/// The section of a table that may be there more than once.
+/// The sections of tables that may be there more than once.
 pub const CREDENTIALS: &str = "http.credentials";
-/// As [`CREDENTIALS`].
+pub const S3: &str = "http.s3";
 pub const CLOUDS: &str = "http.clouds";
+/// All of them.
+pub const REPEATED: [&str; 3] = [CREDENTIALS, S3, CLOUDS];
 
 /// Whether the table of a section may be there more than once.
 pub fn is_list(section: &str) -> bool {
-    [CREDENTIALS, CLOUDS].contains(&section)
-}
-
-/// The line that begins the table of a section.
-pub fn header(section: &str) -> String {
-    if is_list(section) { format!("[[{section}]]") } else { format!("[{section}]") }
+    REPEATED.contains(&section)
 }
 
 /// One key.
@@ -142,6 +139,11 @@ impl Key {
             }
         }
     }
+}
+
+/// The line of a file that begins a section.
+pub fn header(section: &str) -> String {
+    if is_list(section) { format!("[[{section}]]") } else { format!("[{section}]") }
 }
 
 /// The table of docs/config.md.

@@ -17,6 +17,7 @@ mod openstack;
 mod page;
 pub mod place;
 mod retention;
+mod s3;
 mod security;
 pub mod size;
 #[cfg(test)]
@@ -38,6 +39,7 @@ pub use notify::NotifyConfig;
 pub use openstack::{CloudConfig, LocationKind};
 pub use page::{PageAddress, PageConfig};
 pub use retention::{TrashConfig, UnusedBasesConfig};
+pub use s3::{S3Config, S3Keys, S3Style, is_of_bucket, is_region};
 pub use security::{SeccompMode, SecurityConfig};
 use size::format_size;
 

@@ -20,7 +20,7 @@ pub struct SecurityConfig {
     /// Default: false.
     pub core_dumps: bool,
     /// `[security] base_dirs`: directories in which the files of bases must be, after symbolic links are resolved.
-    /// Default: none, which allows any directory. Needs `landlock`. Bounds: absolute paths, UTF-8.
+    /// The images that `disk commit` makes in the store need none. Default: none, which allows any directory. Needs `landlock`. Bounds: absolute paths, UTF-8.
     pub base_dirs: Vec<PathBuf>,
     /// `[security] network`: whether the worker may connect to servers, for bases on the network. Default: true.
     pub network: bool,

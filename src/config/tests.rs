@@ -261,6 +261,7 @@ fn every_key_of_the_file_is_read() {
             stall_timeout: Duration::from_secs(60),
             min_rate: 1 << 10,
             allow: vec!["images.internal".into(), ".corp.example".into(), "10.0.0.0/8".into()],
+            s3: Vec::new(),
             user_agent: "plyfs at home".into(),
             credentials: vec![
                 CredentialConfig {

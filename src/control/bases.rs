@@ -10,14 +10,17 @@ use utoipa::IntoParams;
 
 use super::idempotency::Key;
 use super::wire::{
-    self, AddBase, Backing, Base, Below, Format, Identity, Removed, Server, Work, rfc3339, rfc3339_millis,
+    self, AddBase, Backing, Base, Below, Format, FurtherCopy, Identity, Removed, Server, Work, rfc3339,
+    rfc3339_millis,
 };
 use super::{Answer, ApiError, Cause, Control, Name, blocking, hex};
+use crate::bases::copies::CopyView;
+use crate::bases::proofs::Wanted;
 use crate::bases::sources::BaseHealth;
 use crate::bases::{BaseState, Condition, Delivery, Description, File, Finding};
 use crate::fetch::kept::Reach;
 use crate::format::record::{Digest, ImageFile, ImageFormat, Strictness, Token};
-use crate::source::shown;
+use crate::source::{Location, shown};
 use crate::store::BaseNode;
 
 fn unhex<const N: usize>(key: &str, text: &str) -> Result<[u8; N], ApiError> {
@@ -95,7 +98,26 @@ fn digest(sha256: Option<&str>, sha512: Option<&str>) -> Result<Option<Digest>, 
     }
 }
 
+fn proof(new: &AddBase) -> Result<Wanted, ApiError> {
+    if new.no_proof && new.proof.is_some() {
+        return Err(ApiError::invalid("give proof or no_proof, not both"));
+    }
+    if let Some(place) = new.proof.as_ref().filter(|place| !is_place(place)) {
+        return Err(ApiError::invalid(format!("proof: {place:?} is neither an absolute path nor a URL")));
+    }
+    let root = new.blake3.as_deref().map(|text| unhex("blake3", text)).transpose()?;
+    Ok(Wanted { root, place: new.proof.clone(), none: new.no_proof })
+}
+
+fn is_place(place: &str) -> bool {
+    match Location::of(place) {
+        Location::Url { .. } => true,
+        Location::File(path) => path.is_absolute() && !place.contains('\0'),
+    }
+}
+
 fn description(new: AddBase, token: Option<Token>) -> Result<Description, ApiError> {
+    let proof = proof(&new)?;
     let digest = digest(new.sha256.as_deref(), new.sha512.as_deref())?;
     let file =
         |source, mirrors, format: Option<Format>| File { source, mirrors, format: format.map(Into::into) };
@@ -106,6 +128,7 @@ fn description(new: AddBase, token: Option<Token>) -> Result<Description, ApiErr
         backing: new.backing.into_iter().map(below).collect(),
         onto: new.onto,
         digest,
+        proof,
         strictness: new.identity.unwrap_or_default().into(),
         deadline_s: new.deadline_seconds,
         max_requests: new.max_requests,
@@ -271,13 +294,18 @@ impl Control {
             cached_percent: percent,
             memory_bytes: node.cached_bytes(),
             pinned: options.retains(),
+            copies: options.copies.map_or(1, |copies| copies.count),
+            further_copies: self.bases.copies(node).into_iter().map(FurtherCopy::from).collect(),
             complete: !kept.is_empty()
                 && kept.iter().all(|kept| kept.is_complete_now(Reach::Proven) == Some(true)),
             digest_verified: verified,
             sha256,
             sha512,
+            blake3: record.image.proof.as_ref().map(|proof| hex(&proof.root)),
+            proof: record.image.proof.as_ref().and_then(|proof| Some(shown(proof.places.first()?))),
             etag: etag.map(str::to_owned),
             last_modified: last_modified.map(str::to_owned),
+            version_id: record.image.identity.validator.version().map(str::to_owned),
             identity: options.strictness.into(),
             deadline_seconds: (options.deadline_s > 0).then_some(options.deadline_s),
             max_requests: (options.max_requests > 0).then_some(options.max_requests),
@@ -294,5 +322,11 @@ impl Control {
             failing_since: failing.map(|failing| rfc3339_millis(failing.since)),
             servers: servers.into_iter().map(|url| Server { url: url.url, trouble: url.trouble }).collect(),
         }
+    }
+}
+
+impl From<CopyView> for FurtherCopy {
+    fn from(CopyView { pool, bytes, is_current, trouble }: CopyView) -> Self {
+        Self { pool, bytes, current: is_current, error: trouble }
     }
 }

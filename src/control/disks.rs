@@ -112,7 +112,7 @@ pub(super) async fn create(
 )]
 pub(super) async fn show(State(c): State<Control>, Name(name): Name) -> Answer<Disk> {
     blocking(move || {
-        let node = c.store.disk(&name)?;
+        let node = c.store.disk_or_trashed(&name)?;
         Ok(Disk { layers: c.layers(&node), ..c.disk(&node) })
     })
     .await
@@ -153,8 +153,9 @@ pub(super) async fn remove(
     query: Result<Query<Removal>, QueryRejection>,
 ) -> Answer<Removed> {
     let Query(Removal { force, snapshots, now }) = query?;
+    let node = c.store.disk_or_trashed(&name)?;
     if !force {
-        c.refuse_in_use(vec![c.store.disk(&name)?]).await?;
+        c.refuse_in_use(vec![node]).await?;
     }
     blocking(move || {
         let node = c.store.remove_disk(&name, store::Removal { snapshots, now })?;

@@ -13,6 +13,7 @@ use super::pool::JobKind;
 use super::wire::{DiskExtent, DiskExtents, ExtentContent};
 use super::{Answer, ApiError, Control, Name, in_pool};
 use crate::disk::changes::{Change, Content};
+use crate::store::StoreError;
 
 /// Extents of an answer, when the request names no number.
 const LIMIT: u32 = 1000;
@@ -66,10 +67,15 @@ pub(super) async fn changed(
         {
             c.refuse_hanging(&base)?;
         }
+        let base = node.base_name();
         let changes = node.changes(since.as_deref(), until.as_deref(), start.unwrap_or(0), limit as usize)?;
+        if node.base_name() != base {
+            let why = "it was put on another base meanwhile; try again";
+            return Err(StoreError::invalid(format!("disk {}", node.name()), why).into());
+        }
         Ok(DiskExtents {
             disk: node.name(),
-            base: node.base_name(),
+            base,
             since,
             until,
             size: changes.size,

@@ -11,7 +11,9 @@ use crate::bases::LastCopy;
 
 /// Pin a base, or unpin it
 ///
-/// The fetched data of a pinned base is not evicted to make room for others.
+/// The fetched data of a pinned base is not evicted to make room for others. With `copies`, the daemon keeps further
+/// copies of it in pools, and reads them when the store's own drive does not deliver it. The request does not wait until
+/// they are made; `further_copies` of the base tells how far they are.
 #[utoipa::path(
     post,
     path = "/v1/bases/{name}/pin",
@@ -25,8 +27,8 @@ pub(super) async fn pin(
     Name(name): Name,
     body: Result<Json<Pin>, JsonRejection>,
 ) -> Answer<Base> {
-    let Json(Pin { pinned }) = body?;
-    blocking(move || Ok(c.base(&c.bases.pin(&name, pinned)?))).await
+    let Json(Pin { pinned, copies }) = body?;
+    blocking(move || Ok(c.base(&c.bases.pin(&name, pinned, copies)?))).await
 }
 
 /// Drop the fetched data of a base

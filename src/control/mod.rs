@@ -59,7 +59,7 @@ use crate::bases::Bases;
 use crate::config::Config;
 use crate::disks::DiskJobs;
 use crate::events::Events;
-use crate::io::LiveArena;
+use crate::io::{LiveArena, priority};
 use crate::serve::Service;
 use crate::store::Store;
 
@@ -248,6 +248,8 @@ pub fn spawn(
     let (tick_control, clients) = (control.clone(), control.clients.clone());
     let router = router(control);
     let run = move || {
+        // Commands that take a processor, such as endless lists of many disks, leave it to requests of guests.
+        priority::background();
         runtime.block_on(async {
             match tokio::net::UnixListener::from_std(listener) {
                 Ok(listener) => {

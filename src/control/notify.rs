@@ -19,7 +19,7 @@ use tokio::time::sleep;
 use super::events::line_of;
 use crate::config::NotifyConfig;
 use crate::events::{Delivery, Events, Listener};
-use crate::io::sys;
+use crate::io::{priority, sys};
 use crate::source::http::Http;
 
 /// How long the first event of a delivery waits for others.
@@ -103,7 +103,10 @@ pub fn spawn(
             counts: counts.clone(),
             pause: PAUSE,
         };
-        let run = move || runtime.block_on(delivery.run());
+        let run = move || {
+            priority::background();
+            runtime.block_on(delivery.run());
+        };
         std::thread::Builder::new().name("notify".into()).spawn(run)?;
     }
     Ok(())

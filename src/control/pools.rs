@@ -111,7 +111,9 @@ pub(super) async fn remove(
 ) -> Answer<Removed> {
     let Query(Removal { lost }) = query?;
     blocking(move || {
+        let number = c.store.pool(&name)?.number;
         c.store.remove_pool(&name, if lost { Lost::Yes } else { Lost::No })?;
+        c.bases.leave_pool(number);
         // So that no process keeps its filesystem busy. When a takeover is under way, that one does it.
         let _ = c.begin_takeover();
         Ok(Removed { removed: vec![name] })

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::bases::{Bases, UnusedLimits};
 use crate::config::Config;
 use crate::events::Events;
-use crate::io::sys;
+use crate::io::{priority, sys};
 use crate::serve::Service;
 use crate::store::{BaseNode, Store};
 
@@ -45,6 +45,7 @@ impl Retention {
     }
 
     fn run(&self) {
+        priority::background();
         let (mut tick, mut rest) = (0, 0);
         let mut has_surplus = false;
         while !self.store.is_closing() {

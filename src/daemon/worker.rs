@@ -22,6 +22,7 @@ use super::retention::Retention;
 use super::upkeep::spawn_upkeep;
 use super::{descriptors, handover, home, kernel, metrics_socket};
 use crate::bases::Bases;
+use crate::bases::copies::Keeper;
 use crate::bases::hydrate::Hydrations;
 use crate::bases::prefetch::Prefetcher;
 use crate::bases::sources::{HostSources, OpenCache};
@@ -444,6 +445,8 @@ fn serve(
     let catalogue = store.clone();
     let bases = move || catalogue.bases().into_iter().map(|node| node.current()).collect();
     sources.settle_within(bases).map_err(no_thread)?;
+    // Before the first read: the cache may have lost blocks that only a copy has.
+    let keeper = Keeper::start(store.clone(), sources.clone()).map_err(no_thread)?;
     let limits = Limits {
         idle: Duration::from_secs(config.trace.idle_seconds),
         longest: Duration::from_secs(config.trace.longest_seconds),
@@ -495,6 +498,7 @@ fn serve(
         store.clone(),
         sources.clone(),
         hydrations.clone(),
+        keeper,
         config.mount.clone(),
         config.hydrate.auto,
     );

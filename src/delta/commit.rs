@@ -18,6 +18,8 @@ use crate::mutant::{Mutant, limit};
 
 /// Zeros written ahead of the journal's end, so that an append changes no metadata of the filesystem.
 const AHEAD: u64 = 16 << 10;
+/// Bytes that are read and written again at a time.
+const REDO: usize = 256 << 10;
 /// Bits of [`LiveHeader::Syncing`].
 pub(super) const SYNCING_DATA: u64 = 1;
 pub(super) const SYNCING_MAP: u64 = 2;
@@ -54,8 +56,11 @@ pub(super) struct MapFileState {
     pub(super) seq: u64,
     /// The next flush writes a new map file.
     pub(super) rewrite: bool,
-    /// An earlier worker may have written records without syncing them.
+    /// An earlier worker may have written the last record without syncing it. No record is appended before that is done.
     pub(super) maybe_unsynced: bool,
+    /// A sync of an earlier worker may have failed: the next one finds clean the bytes from here on, which are not on the
+    /// medium, so they are written again before it (D21).
+    pub(super) redo_from: Option<u64>,
     /// Size and overlap in the last record of the file.
     pub(super) bounds: (u64, u64),
     /// The disk was removed: no file of it may be created any more.
@@ -82,6 +87,20 @@ pub(super) enum Target {
     Append,
     /// To a new file, which counts once its root is committed.
     New(NewMapFile),
+}
+
+/// Writes the bytes of a file from `from` on in place, so that the kernel counts them as not written.
+fn write_again(file: &dyn MediumFile, from: u64) -> io::Result<()> {
+    let mut bytes = vec![0; REDO];
+    let mut at = from;
+    loop {
+        let got = file.read_at(&mut bytes, at)?;
+        if got == 0 {
+            return Ok(());
+        }
+        file.write_at(&bytes[..got], at)?;
+        at += got as u64;
+    }
 }
 
 fn random() -> u64 {
@@ -116,6 +135,8 @@ impl Delta {
         let Some(file) = commit.file.clone() else {
             return Err(DeltaError::io("appending to the map file")(io::ErrorKind::NotFound.into()));
         };
+        // Of two unsynced records a power cut may leave only the later one, which would read as damage (D98).
+        self.sync_inherited(commit)?;
         let bytes = record.encode(commit.nonce, commit.seq);
         let end = commit.tail + bytes.len() as u64;
         if end > commit.zeroed_to {
@@ -149,12 +170,16 @@ impl Delta {
     fn sync_map(&self, commit: &mut MapFileState, file: &Arc<dyn MediumFile>) -> Result<(), DeltaError> {
         // Until the sync succeeds it is unknown what of the file is durable, so the next flush writes a new file.
         commit.rewrite = true;
+        if let Some(from) = commit.redo_from {
+            let failed = DeltaError::io("writing again what a sync of the map file may have lost");
+            write_again(&**file, from).map_err(failed)?;
+        }
         if !Mutant::JournalNotSynced.is_active() {
             self.sync_begins(SYNCING_MAP);
             file.sync_data().map_err(|error| self.poison("syncing the map file", error))?;
             self.sync_ended(SYNCING_MAP);
         }
-        (commit.rewrite, commit.maybe_unsynced) = (false, false);
+        (commit.rewrite, commit.maybe_unsynced, commit.redo_from) = (false, false, None);
         Ok(())
     }
 
@@ -209,6 +234,7 @@ impl Delta {
             seq: next_seq,
             rewrite: false,
             maybe_unsynced: false,
+            redo_from: None,
             bounds,
             retired: false,
             sealed: false,

@@ -17,7 +17,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use parking_lot::RwLock;
 
 use crate::format::journal::{State, WORD_BLOCKS};
-use crate::format::replay::{Replay, Words};
 use crate::format::{BLOCK, MAX_DISK_SIZE};
 use crate::io::{LIVE_PAGE_WORDS, LiveFile, MapUse};
 use crate::mutant::Mutant;
@@ -368,24 +367,13 @@ impl LiveMap {
         }
     }
 
-    /// Loads the words of a journal without marking them dirty. No other thread uses the map yet.
+    /// Sets a word without marking it dirty. No other thread uses the map yet.
     ///
     /// # Errors
     /// ENOSPC when the memory filesystem is full.
-    pub fn load(&self, replay: &Replay) -> io::Result<()> {
-        for (first, words) in replay.words() {
-            let (len, value): (u64, &dyn Fn(u64) -> u64) = match words {
-                Words::Same(len, value) => (len, &move |_| value),
-                Words::Each(words) => (words.len() as u64, &move |at| words[at as usize]),
-            };
-            for at in 0..len {
-                let (word, value) = (first + at, value(at));
-                if value != 0 {
-                    let page = self.live.prepare(word / WORDS)?;
-                    page[2 * BITS + (word % WORDS) as usize].store(value, Ordering::Release);
-                }
-            }
-        }
+    pub(super) fn load_word(&self, word: u64, value: u64) -> io::Result<()> {
+        let page = self.live.prepare(word / WORDS)?;
+        page[2 * BITS + (word % WORDS) as usize].store(value, Ordering::Release);
         Ok(())
     }
 }

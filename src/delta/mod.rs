@@ -11,6 +11,7 @@ mod error;
 mod flush;
 mod gate;
 mod guard;
+mod load;
 mod map;
 mod open;
 mod ranges;

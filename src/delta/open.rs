@@ -13,7 +13,7 @@ use super::flush::WholeRange;
 use super::gate::FlushGate;
 use super::map::LiveMap;
 use super::ranges::RangeLock;
-use super::recovery::{check_data, check_live, epochs_of_given_up, is_ours, open_map_file, replay};
+use super::recovery::{check_live, epochs_of_given_up, is_ours, open_map_file, replay};
 use super::space::Space;
 use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
 use crate::crypt::Cipher;
@@ -49,7 +49,8 @@ impl Delta {
             Some(data) => data.identity().map_err(fail("opening the data file"))?,
             None => (0, 0),
         };
-        let (journal, commit) = open_map_file(&spec, &*delta_io.medium)?;
+        let (journal, commit) = open_map_file::<()>(&spec, &*delta_io.medium)?;
+        let last_record = journal.as_ref().map(|journal| journal.last);
         let live = delta_io.live.existing(spec.disk).map_err(fail("opening the live map"))?;
         let mut given_up = None;
         let live = match live {
@@ -65,9 +66,11 @@ impl Delta {
         let map = match live {
             Some(live) => LiveMap::new(live),
             None => {
-                // Checked before the map is created: files that do not fit take no memory.
-                check_data(journal.as_ref(), data.as_deref(), &data_name)?;
-                replay(&spec, &delta_io, journal, identity)?
+                let durable = journal.as_ref().zip(commit.file.as_deref());
+                replay(&spec, &delta_io, durable, data.as_deref(), identity).inspect_err(|_| {
+                    // Files that do not fit take no memory.
+                    let _ = delta_io.live.abandon(spec.disk);
+                })?
             }
         };
         let delta = Self {
@@ -96,9 +99,12 @@ impl Delta {
             if failed || syncing & SYNCING_DATA != 0 {
                 delta.lost.store(1, Ordering::Release);
             }
-            if failed || syncing & SYNCING_MAP != 0 {
+            if failed {
                 // The records that were read may be in the page cache only.
                 delta.commit.lock().rewrite = true;
+            } else if syncing & SYNCING_MAP != 0 {
+                // Each record is synced before the next one is written: only the last one may be there.
+                delta.commit.lock().redo_from = last_record;
             }
             let pending = delta.word(LiveHeader::PendingShrink);
             if pending != 0 {

@@ -6,23 +6,19 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use super::commit::MapFileState;
+use super::load::{DataEnd, data_end};
 use super::map::LiveMap;
 use super::{Delta, DeltaError, DeltaIo, DeltaSpec};
-use crate::format::journal::{Expected, HEADER, Journal, ReadError};
+use crate::format::journal::{Expected, Journal, ReadError, WordSink};
 use crate::format::layout::{data_path, map_path};
 use crate::format::{BLOCK, FormatError, Kind, MAX_DISK_SIZE};
 use crate::io::{LiveArena, LiveFile, LiveHeader, Medium, MediumFile, Open, sys};
-use crate::mutant::Mutant;
 
 const LIVE_MAGIC: u64 = 0x0001_4556_494c_594c; // "LYLIVE", layout 1
 
-/// Checks that the data file has the blocks that the map file claims.
-pub(super) fn check_data(
-    journal: Option<&Journal>,
-    data: Option<&dyn MediumFile>,
-    file: &str,
-) -> Result<(), DeltaError> {
-    let end = journal.map_or(0, |journal| journal.map.data_end());
+/// Checks that the data file has the blocks before `end`, which the map file claims.
+pub(super) fn check_data(end: DataEnd, data: Option<&dyn MediumFile>, file: &str) -> Result<(), DeltaError> {
+    let end = end.block();
     if end == 0 {
         return Ok(());
     }
@@ -130,19 +126,26 @@ impl Delta {
     /// # Errors
     /// As [`Delta::open`].
     pub fn check_files(spec: &DeltaSpec, medium: &dyn Medium) -> Result<(), DeltaError> {
-        let (journal, _) = open_map_file(spec, medium)?;
+        let (journal, commit) = open_map_file::<()>(spec, medium)?;
+        let end = match (&journal, &commit.file) {
+            (Some(journal), Some(file)) => {
+                data_end(journal, &**file, &map_path(spec.disk, spec.root.generation))?
+            }
+            _ => DataEnd::default(),
+        };
         let data = match medium.open(&data_path(spec.disk), Open::Existing) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             other => Some(other.map_err(DeltaError::io("opening the data file"))?),
         };
-        check_data(journal.as_ref(), data.as_deref(), &data_path(spec.disk))
+        check_data(end, data.as_deref(), &data_path(spec.disk))
     }
 }
 
-pub(super) fn open_map_file(
+/// Opens the map file that the record names, and reads it; `M` is what becomes of its words.
+pub(super) fn open_map_file<M: WordSink>(
     spec: &DeltaSpec,
     medium: &dyn Medium,
-) -> Result<(Option<Journal>, MapFileState), DeltaError> {
+) -> Result<(Option<Journal<M>>, MapFileState), DeltaError> {
     let root = spec.root;
     if root.generation == 0 {
         let bounds = (spec.size, spec.overlap);
@@ -160,17 +163,18 @@ pub(super) fn open_map_file(
         overlap: spec.overlap,
         modified_ns: spec.modified_ns,
     };
-    let journal = Journal::read(|buf, at| file.read_at(buf, at), len, &expected).and_then(|journal| {
-        let why = match journal.raised {
-            // Where no copy shows what lies below, a larger overlap would show the base again where the disk was cut.
-            Some(raised) if !spec.rises => {
-                format!("record {} has a larger overlap than the record before it", raised.seq)
-            }
-            _ if journal.records == 0 => "it has no record".to_owned(),
-            _ => return Ok(journal),
-        };
-        Err(FormatError { kind: Kind::Value, structure: "map file", detail: why }.into())
-    });
+    let journal =
+        Journal::<M>::read_with(|buf, at| file.read_at(buf, at), len, &expected).and_then(|journal| {
+            let why = match journal.raised {
+                // Where no copy shows what lies below, a larger overlap would show the base again where the disk was cut.
+                Some(raised) if !spec.rises => {
+                    format!("record {} has a larger overlap than the record before it", raised.seq)
+                }
+                _ if journal.records == 0 => "it has no record".to_owned(),
+                _ => return Ok(journal),
+            };
+            Err(FormatError { kind: Kind::Value, structure: "map file", detail: why }.into())
+        });
     let journal = match journal {
         Ok(journal) => journal,
         Err(ReadError::Format(source)) => return Err(DeltaError::Damaged { file: name, source }),
@@ -184,13 +188,13 @@ pub(super) fn open_map_file(
         nonce: journal.header.nonce,
         tail: journal.end,
         zeroed_to: if journal.torn { journal.end } else { len },
-        // The length of the file at its last rewrite is unknown. The length that a rewrite would have now measures the
-        // outdated part of the file as well.
-        base_len: HEADER as u64 + journal.map.encoded_len(),
+        // The length of the file at its last rewrite is not recorded.
+        base_len: journal.ordered_len,
         size_allowance: 0,
         seq: journal.next_seq,
         rewrite: journal.torn,
         maybe_unsynced: false,
+        redo_from: None,
         bounds,
         retired: false,
         sealed: false,
@@ -198,26 +202,25 @@ pub(super) fn open_map_file(
     Ok((Some(journal), commit))
 }
 
-/// Creates a live map from the durable state.
+/// Creates a live map from the durable state. Checks that the data file has what the map claims.
 pub(super) fn replay(
     spec: &DeltaSpec,
     delta_io: &DeltaIo,
-    journal: Option<Journal>,
-    data: (u64, u64),
+    durable: Option<(&Journal<()>, &dyn MediumFile)>,
+    data: Option<&dyn MediumFile>,
+    identity: (u64, u64),
 ) -> Result<LiveMap, DeltaError> {
-    let fail = || DeltaError::io("creating the live map");
-    let map = LiveMap::new(delta_io.live.fresh(spec.disk).map_err(fail())?);
+    let map = LiveMap::new(delta_io.live.fresh(spec.disk).map_err(DeltaError::io("creating the live map"))?);
     let (mut size, mut overlap, mut modified) = (spec.size, spec.overlap, spec.modified_ns);
-    if let Some(mut journal) = journal {
+    if let Some((journal, file)) = durable {
         (size, overlap, modified) = (journal.size, journal.overlap, journal.modified_ns);
-        let forget = if Mutant::ZeroForgotten.is_active() { 0 } else { overlap };
-        journal.map.forget_zeros_above(forget);
-        map.load(&journal.map).map_err(fail())?;
+        let end = map.load(journal, file, &map_path(spec.disk, spec.root.generation))?;
+        check_data(end, data, &data_path(spec.disk))?;
     }
     let set = |word, value| map.live().header(word).store(value, Ordering::Release);
     set(LiveHeader::Disk, spec.disk);
-    set(LiveHeader::Device, data.0);
-    set(LiveHeader::Inode, data.1);
+    set(LiveHeader::Device, identity.0);
+    set(LiveHeader::Inode, identity.1);
     set(LiveHeader::Size, size);
     set(LiveHeader::Overlap, overlap);
     set(LiveHeader::Modified, modified as u64);

@@ -59,7 +59,7 @@ impl Delta {
     /// # Errors
     /// As [`Delta::open`].
     pub fn survey_durable(spec: &DeltaSpec, medium: &dyn Medium) -> Result<Survey<'static>, DeltaError> {
-        let (journal, _) = open_map_file(spec, medium)?;
+        let (journal, _) = open_map_file::<Replay>(spec, medium)?;
         let (size, overlap, words) = match journal {
             Some(journal) => (journal.size, journal.overlap, journal.map),
             None => (spec.size, spec.overlap, Replay::default()),

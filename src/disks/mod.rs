@@ -5,6 +5,8 @@
 //! - The record of the disk says what is under way, so the next worker goes on (D95). A job that fails or is cancelled drops
 //!   what it has copied.
 //! - A job leaves space to the guests: it waits while less than a tenth of the filesystem is free.
+//! - A job waits for what may heal: a base that cannot be opened, a drive that fails, a key that is not here. It keeps what
+//!   it has copied; its state says what it waits for, and an operator may cancel it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::disk::DiskError;
+use crate::io::priority;
 use crate::jobs::{Job, Paced, Progress, Start, State, Stopped, Table, What};
 use crate::store::pools::DEFAULT_POOL;
 use crate::store::{Change, DiskNode, Making, Store, StoreError};
@@ -26,8 +29,8 @@ const SPACE_PAUSE: Duration = Duration::from_secs(2);
 /// Layers that a merge makes one before it begins by itself, and its most bytes per second.
 const MERGED_FROM: usize = 32;
 const MERGE_RATE: u64 = 128 << 20;
-/// How many times a job is tried that fails by an error of the storage.
-const TRIES: u32 = 3;
+/// The longest pause before a job tries again what failed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// What cancels a job, as the job reports it.
 const CANCELLED: &str = "an operator cancelled it";
@@ -40,6 +43,30 @@ pub struct DiskJob {
     pub disk: String,
     /// Its progress.
     pub progress: Progress,
+}
+
+/// Why a part of the work did not end well.
+enum Broken {
+    /// The job ends.
+    Stopped(Stopped),
+    /// It may work later.
+    Waits(String),
+}
+
+impl From<Stopped> for Broken {
+    fn from(stopped: Stopped) -> Self {
+        Self::Stopped(stopped)
+    }
+}
+
+impl From<StoreError> for Broken {
+    fn from(error: StoreError) -> Self {
+        match error {
+            // What it was to copy, or the base that it was for, is not there any more.
+            StoreError::Invalid { .. } => Self::Stopped(Stopped::Failed(error.to_string())),
+            _ => Self::Waits(error.to_string()),
+        }
+    }
 }
 
 impl DiskJob {
@@ -187,6 +214,7 @@ impl DiskJobs {
         let job = Job::new(what, rework.done, rework.layer.size, start);
         let (this, node_, job_) = (self.clone(), node.clone(), job.clone());
         let run = move || {
+            priority::background();
             let work = std::panic::AssertUnwindSafe(|| this.work(&node_, &job_));
             let result = std::panic::catch_unwind(work).unwrap_or_else(|_| {
                 Err(Stopped::Failed("a bug of plyfs ended it; report it with the log".into()))
@@ -209,22 +237,36 @@ impl DiskJobs {
 
     fn work(&self, node: &Arc<DiskNode>, job: &Arc<Job>) -> Result<(), Stopped> {
         let pool = self.store.rework_pool(node).filter(|_| job.what() == What::Move).map(|(pool, _)| pool);
-        let mut tries = 0;
+        let (mut pause, mut said) = (SPACE_PAUSE, String::new());
+        let mut is_made = false;
         let failed = loop {
-            tries += 1;
-            match self.make(node, job) {
-                Ok(()) => match self.next_layer(node, job, pool.as_deref()) {
-                    Ok(true) => tries = 0,
-                    Ok(false) => return Ok(()),
-                    Err(stopped) => break stopped,
-                },
-                Err(Stopped::Failed(why)) if tries < TRIES && !self.is_left(node) => {
-                    tracing::warn!(disk = node.name(), why, "the work on a disk is tried again");
-                    if let Err(stopped) = job.pause(SPACE_PAUSE) {
+            let done = match is_made {
+                false => self.make(node, job).map(|()| true),
+                true => self.next_layer(node, job, pool.as_deref()),
+            };
+            match done {
+                Ok(false) => return Ok(()),
+                Ok(true) => {
+                    (is_made, pause) = (!is_made, SPACE_PAUSE);
+                    continue;
+                }
+                Err(Broken::Stopped(stopped)) => break stopped,
+                Err(Broken::Waits(_)) if self.is_left(node) => break Stopped::Cancelled(STOPPING),
+                Err(Broken::Waits(why)) => {
+                    if why != said {
+                        tracing::warn!(
+                            disk = node.name(),
+                            why,
+                            "the work on a disk waits, and is tried again"
+                        );
+                    }
+                    job.note_waiting(node.rework().map_or(0, |rework| rework.done), why.clone());
+                    said = why;
+                    if let Err(stopped) = job.pause(pause) {
                         break stopped;
                     }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
-                Err(stopped) => break stopped,
             }
         };
         if self.store.is_closing() {
@@ -244,9 +286,8 @@ impl DiskJobs {
         }
     }
 
-    fn make(&self, node: &Arc<DiskNode>, job: &Arc<Job>) -> Result<(), Stopped> {
-        let fail = |error: &dyn std::fmt::Display| Stopped::Failed(error.to_string());
-        let making = self.store.open_rework(node).map_err(|error| fail(&error))?;
+    fn make(&self, node: &Arc<DiskNode>, job: &Arc<Job>) -> Result<(), Broken> {
+        let making = self.store.open_rework(node)?;
         let mut at = node.rework().map_or(0, |rework| rework.done);
         let (mut since, mut asked) = (Instant::now(), 0);
         let (mut flushed, mut unflushed) = (Instant::now(), 0);
@@ -274,22 +315,18 @@ impl DiskJobs {
             }
         }
         self.go_on(node, job)?;
-        match self.store.finish_rework(node, making) {
-            Ok(true) => Ok(()),
-            Ok(false) => {
-                Err(Stopped::Cancelled("the layers that it copied are gone, by a rollback; begin it again"))
-            }
-            Err(error) => Err(fail(&error)),
+        if self.store.finish_rework(node, making)? {
+            return Ok(());
         }
+        Err(Stopped::Cancelled("the layers that it copied are gone, by a rollback; begin it again").into())
     }
 
     /// Begins the next layer of a move to a pool. False when all is there.
-    fn next_layer(&self, node: &DiskNode, job: &Job, pool: Option<&str>) -> Result<bool, Stopped> {
+    fn next_layer(&self, node: &DiskNode, job: &Job, pool: Option<&str>) -> Result<bool, Broken> {
         let Some(pool) = pool else { return Ok(false) };
         self.go_on(node, job)?;
         let change = Change::Move(pool.to_owned());
-        let begun = self.store.begin_rework(&node.name(), &change, job.rate().unwrap_or(0));
-        begun.map_err(|error| Stopped::Failed(error.to_string()))
+        Ok(self.store.begin_rework(&node.name(), &change, job.rate().unwrap_or(0))?)
     }
 
     fn go_on(&self, node: &DiskNode, job: &Job) -> Result<(), Stopped> {
@@ -304,13 +341,13 @@ impl DiskJobs {
     }
 
     /// Makes what was copied durable, and notes it.
-    fn keep(&self, node: &DiskNode, job: &Arc<Job>, making: &Making, at: u64) -> Result<(), Stopped> {
+    fn keep(&self, node: &DiskNode, job: &Arc<Job>, making: &Making, at: u64) -> Result<(), Broken> {
         let rate = job.rate().unwrap_or(0);
         while let Err(error) = making.flush() {
             // A full store heals; the layer keeps what it has.
             self.wait(node, job, at, &error)?;
         }
-        node.note_rework(at, rate).map_err(|error| Stopped::Failed(error.to_string()))
+        Ok(node.note_rework(at, rate)?)
     }
 
     fn wait_for_space(&self, node: &DiskNode, job: &Job, at: u64) -> Result<(), Stopped> {
@@ -328,20 +365,20 @@ impl DiskJobs {
     }
 
     /// Waits for what a part of the work lacks.
-    fn wait(&self, node: &DiskNode, job: &Arc<Job>, at: u64, error: &DiskError) -> Result<(), Stopped> {
+    fn wait(&self, node: &DiskNode, job: &Arc<Job>, at: u64, error: &DiskError) -> Result<(), Broken> {
         if let Some(completion) = error.completion() {
             let waits = || {
                 let why = "bytes of the base are not here yet; see `plyfs base ls`";
                 job.note_waiting(at, why.into());
             };
-            return job.wait(completion, waits);
+            return Ok(job.wait(completion, waits)?);
         }
         if error.errno() == libc::ENOSPC {
             job.note_waiting(at, error.to_string());
             job.pause(SPACE_PAUSE)?;
-            return self.go_on(node, job);
+            return Ok(self.go_on(node, job)?);
         }
-        Err(Stopped::Failed(error.to_string()))
+        Err(Broken::Waits(error.to_string()))
     }
 }
 

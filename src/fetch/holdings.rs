@@ -22,7 +22,7 @@ impl<'a> LazyHoldings<'a> {
             units.into_iter().filter(|(_, unit)| unit.upgrade().is_some_and(|unit| unit.is_pending()));
         let mut fetching: Vec<u64> = pending.map(|(block, _)| block).collect();
         fetching.sort_unstable();
-        Self { keep: &*shared.keep, fetching, copies: shared.remote.is_local() }
+        Self { keep: &*shared.kept.keep, fetching, copies: shared.remote.is_local() }
     }
 
     /// The place in `fetching` of the first block at or after `block`.

@@ -1,13 +1,14 @@
-//! Late blocks: the cache's disk did not read them in time. A thread reads them from the cache while readers wait for
+//! Late blocks: the drive of a place did not read them in time. A thread reads them from there while readers wait for
 //! them.
 //!
-//! Why: the request goes to their server as well, but the server may be gone. The cache may have the only copy of a
+//! Why: the request goes to their server as well, but the server may be gone. The place may have the only copy of a
 //! hydrated base. What must hold: the search for a block starts after its unit is in the table, so that its readers find
-//! the result there. One thread at a time searches for one source.
+//! the result there. One thread at a time searches one place for one source.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::place::{LateRange, Place};
 use super::transit::Found;
 use super::{Reason, Shared};
 
@@ -15,32 +16,31 @@ use super::{Reason, Shared};
 #[derive(Default)]
 pub(super) struct LateBlocks {
     blocks: BTreeSet<u64>,
-    /// A thread searches for them.
+    /// A thread of the place's drive searches for them.
     searching: bool,
 }
 
 impl Shared {
-    /// Searches the cache for blocks that are in transit.
-    pub(super) fn search_late(self: &Arc<Self>, blocks: Vec<u64>) {
-        if blocks.is_empty() {
-            return;
-        }
-        {
-            let mut late = self.late.lock();
-            late.blocks.extend(blocks);
-            if std::mem::replace(&mut late.searching, true) {
-                return;
+    /// Searches places for blocks that are in transit.
+    pub(super) fn search_late(self: &Arc<Self>, ranges: Vec<LateRange>) {
+        for LateRange { place, first, blocks } in ranges {
+            {
+                let mut late = place.late.lock();
+                late.blocks.extend(first..first + blocks);
+                if std::mem::replace(&mut late.searching, true) {
+                    continue;
+                }
             }
+            let (this, searched) = (self.clone(), place.clone());
+            place.timed_reads.spawn(move || this.search(&searched));
         }
-        let this = self.clone();
-        self.timed_reads.spawn(move || this.search());
     }
 
-    fn search(&self) {
+    fn search(&self, place: &Place) {
         let mut found = false;
         loop {
             let block = {
-                let mut late = self.late.lock();
+                let mut late = place.late.lock();
                 match late.blocks.pop_first() {
                     Some(block) => block,
                     None => {
@@ -50,7 +50,7 @@ impl Shared {
                 }
             };
             if self.is_pending(block) {
-                found |= self.search_one(block);
+                found |= self.search_one(place, block);
             }
         }
         if found {
@@ -64,9 +64,9 @@ impl Shared {
         unit.is_some_and(|unit| matches!(unit.find(), Found::Pending))
     }
 
-    fn search_one(&self, block: u64) -> bool {
+    fn search_one(&self, place: &Place, block: u64) -> bool {
         let mut bytes = vec![0; self.block_len(block)];
-        if self.timed_reads.counted(&*self.keep, |keep| keep.read(block, &mut bytes)) != 1 {
+        if place.timed_reads.counted(&*place.keep, |keep| keep.read(block, &mut bytes)) != 1 {
             return false;
         }
         let unit = self.table.lock().transit.get(block);

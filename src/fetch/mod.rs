@@ -19,6 +19,7 @@ mod health;
 mod holdings;
 pub mod kept;
 mod late;
+mod place;
 pub mod readahead;
 mod requests;
 #[cfg(test)]
@@ -27,8 +28,8 @@ mod timed_reads;
 mod transit;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -43,7 +44,8 @@ pub use health::Failing;
 use health::Health;
 use holdings::LazyHoldings;
 use kept::{CachedSource, Contents, Reach};
-use late::LateBlocks;
+use place::LateRange;
+pub use place::{FurtherCopies, Place};
 use readahead::Readahead;
 use requests::{Demand, RequestBuilder};
 use timed_reads::TimedOut;
@@ -177,7 +179,10 @@ pub struct LazySource {
 
 struct Shared {
     remote: Arc<dyn RemoteSource>,
-    keep: Arc<dyn FetchCache>,
+    /// The cache.
+    kept: Arc<Place>,
+    /// Further copies on other drives.
+    further: OnceLock<Arc<FurtherCopies>>,
     spawn: Arc<dyn Spawn>,
     identity: Identity,
     size: u64,
@@ -195,9 +200,6 @@ struct Shared {
     /// Readers' requests: those under way and those that wait for the budget.
     asked: Demand,
     budget: Arc<DemandBudget>,
-    timed_reads: Arc<TimedReads>,
-    /// Blocks that the cache did not read in time.
-    late: Mutex<LateBlocks>,
     traffic: Arc<Traffic>,
     health: Health,
 }
@@ -211,8 +213,8 @@ struct Table {
 #[derive(Default)]
 struct Lookup {
     missing: Vec<u64>,
-    /// Those of `missing` that the cache may have: it did not answer in time.
-    late: Vec<u64>,
+    /// Those of `missing` that a place may have: it did not answer in time.
+    late: Vec<LateRange>,
 }
 
 impl LazySource {
@@ -233,7 +235,8 @@ impl LazySource {
         Self {
             shared: Arc::new(Shared {
                 remote,
-                keep,
+                kept: Place::new(keep, timed_reads),
+                further: OnceLock::new(),
                 spawn,
                 identity,
                 size,
@@ -245,12 +248,15 @@ impl LazySource {
                 demand: AtomicU64::new(0),
                 asked: Demand::default(),
                 budget,
-                timed_reads,
-                late: Mutex::default(),
                 traffic,
                 health: Health::default(),
             }),
         }
+    }
+
+    /// Reads blocks that the cache does not deliver from further copies, too. Called once, before the first read.
+    pub fn read_also(&self, copies: Arc<FurtherCopies>) {
+        let _ = self.shared.further.set(copies);
     }
 
     /// Name of the base that the source belongs to.
@@ -316,24 +322,34 @@ impl Shared {
         transit.get(block).is_some() || self.is_kept(block)
     }
 
-    /// Whether the cache has a block. While its disk hangs, the answer is yes, so that plyfs fetches nothing on a guess.
+    /// Whether the cache has a block, or a further copy.
     fn is_kept(&self, block: u64) -> bool {
-        let wait = || self.timed_reads.wait_for(&self.keep, move |keep| keep.contains(block)).unwrap_or(true);
-        self.keep.contains_now(block).unwrap_or_else(wait)
+        self.kept.contains(block)
+            || self.further.get().is_some_and(|copies| copies.all().iter().any(|copy| copy.contains(block)))
     }
 
-    /// Fills `buf` with blocks of the cache, as [`FetchCache::read`] does, within the time limit.
-    fn read_keep(&self, first: u64, buf: &mut [u8]) -> Result<usize, TimedOut> {
-        if let Some(kept) = self.keep.read_now(first, buf) {
-            return Ok(kept);
+    /// Fills `buf` with blocks of the first place that has block `first`, as [`FetchCache::read`] does. When none
+    /// delivers it, notes in `late` which places did not answer in time.
+    fn read_keep(&self, first: u64, buf: &mut [u8], late: &mut Vec<LateRange>) -> usize {
+        let noted = late.len();
+        let blocks = (buf.len() as u64).div_ceil(CACHE_BLOCK);
+        let mut read = |place: &Arc<Place>| match place.read(first, buf) {
+            Ok(kept) => kept,
+            Err(TimedOut) => {
+                late.push(LateRange { place: place.clone(), first, blocks });
+                0
+            }
+        };
+        let mut kept = read(&self.kept);
+        if kept == 0
+            && let Some(copies) = self.further.get()
+        {
+            kept = copies.all().iter().map(&mut read).find(|kept| *kept > 0).unwrap_or(0);
         }
-        let len = buf.len();
-        let (kept, bytes) = self.timed_reads.wait_for(&self.keep, move |keep| {
-            let mut bytes = vec![0; len];
-            (keep.read(first, &mut bytes), bytes)
-        })?;
-        buf.copy_from_slice(&bytes);
-        Ok(kept)
+        if kept > 0 {
+            late.truncate(noted);
+        }
+        kept
     }
 
     /// Copies the part of a block that `buf` covers; `buf` starts at `offset` of the object. Returns the bytes copied.
@@ -346,11 +362,11 @@ impl Shared {
         to - from
     }
 
-    /// Fills `buf` with the part of one block, if the cache has the block. Returns the bytes copied.
-    fn read_part(&self, block: u64, buf: &mut [u8], offset: u64) -> Result<Option<u64>, TimedOut> {
+    /// Fills `buf` with the part of one block, if it is kept. Returns the bytes copied.
+    fn read_part(&self, block: u64, buf: &mut [u8], offset: u64, late: &mut Vec<LateRange>) -> Option<u64> {
         let mut bounce = vec![0; self.block_len(block)];
-        let kept = self.read_keep(block, &mut bounce)? == 1;
-        Ok(kept.then(|| Self::copy_block(block, &bounce, buf, offset)))
+        let kept = self.read_keep(block, &mut bounce, late) == 1;
+        kept.then(|| Self::copy_block(block, &bounce, buf, offset))
     }
 
     /// Fills `buf`, which lies inside the object, or returns the blocks that are missing.
@@ -383,32 +399,24 @@ impl Shared {
                     let from = block * CACHE_BLOCK;
                     let to = ((block + run) * CACHE_BLOCK).min(self.size);
                     let part = &mut buf[(from - offset) as usize..(to - offset) as usize];
-                    match self.read_keep(block, part) {
-                        Ok(kept) => {
-                            let kept = kept as u64;
-                            hit += (kept * CACHE_BLOCK).min(part.len() as u64);
-                            block += kept;
-                            if kept > 0 {
-                                // The blocks behind it may be in the cache too, but take longer to read.
-                                continue;
-                            }
-                            missing.push(block);
-                        }
-                        Err(TimedOut) => {
-                            missing.extend(block..block + run);
-                            late.extend(block..block + run);
-                            block += run;
-                            continue;
-                        }
+                    let noted = late.len();
+                    let kept = self.read_keep(block, part, &mut late) as u64;
+                    hit += (kept * CACHE_BLOCK).min(part.len() as u64);
+                    if kept > 0 {
+                        // The blocks behind it may be kept too, but take longer to read.
+                        block += kept;
+                        continue;
                     }
+                    if late.len() > noted {
+                        missing.extend(block..block + run);
+                        block += run;
+                        continue;
+                    }
+                    missing.push(block);
                 }
-                None => match self.read_part(block, buf, offset) {
-                    Ok(Some(copied)) => hit += copied,
-                    Ok(None) => missing.push(block),
-                    Err(TimedOut) => {
-                        missing.push(block);
-                        late.push(block);
-                    }
+                None => match self.read_part(block, buf, offset, &mut late) {
+                    Some(copied) => hit += copied,
+                    None => missing.push(block),
                 },
             }
             block += 1;

@@ -381,7 +381,7 @@ impl Receiver {
             }
             let inserting = shared.inserting.read();
             if shared.forget_epoch.load(Ordering::Acquire) == epoch {
-                shared.keep.insert(first, &data);
+                shared.kept.keep.insert(first, &data);
             }
             drop(inserting);
             // The cache has them: now they may leave the table.

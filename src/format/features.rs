@@ -40,8 +40,33 @@ pub struct Features {
     pub pools: Vec<(u64, u64)>,
 }
 
-/// Writes fields: how many, and each with its tag.
-struct Fields(Vec<(u16, Vec<u8>)>);
+/// Writes fields, in the order of their tags: how many, and each with its tag.
+pub(super) fn put_fields(w: &mut Writer, fields: Vec<(u16, Vec<u8>)>) {
+    w.u16(fields.len() as u16);
+    for (tag, bytes) in fields {
+        w.u16(tag).bytes(&bytes);
+    }
+}
+
+/// Reads fields. `set` gets each tag, and must read the whole field.
+pub(super) fn get_fields(
+    r: &mut Reader<'_>,
+    structure: &'static str,
+    set: &mut dyn FnMut(u16, &mut Reader<'_>) -> Result<(), FormatError>,
+) -> Result<(), FormatError> {
+    let mut last = None;
+    for _ in 0..r.u16()? {
+        let tag = r.u16()?;
+        if last.is_some_and(|last| tag <= last) {
+            return Err(r.bad(format!("field {tag} is not behind one with a lower tag")));
+        }
+        last = Some(tag);
+        let mut field = Reader::new(r.bytes()?, structure);
+        set(tag, &mut field)?;
+        field.end()?;
+    }
+    Ok(())
+}
 
 impl Features {
     /// Of a disk with deltas in pools.
@@ -63,7 +88,7 @@ impl Features {
         }
     }
 
-    fn fields(&self, lineage: &Lineage) -> Fields {
+    fn fields(&self, lineage: &Lineage) -> Vec<(u16, Vec<u8>)> {
         let mut fields = Vec::new();
         if let Some(Trashed { removed_ns, purge_ns }) = self.trash {
             let mut w = Writer::new();
@@ -85,7 +110,7 @@ impl Features {
             fields.push((POOLS, w.finish()));
         }
         fields.extend(lineage.rework.iter().map(|rework| (REWORK, rework.encode())));
-        Fields(fields)
+        fields
     }
 
     fn set(&mut self, lineage: &mut Lineage, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
@@ -101,11 +126,7 @@ impl Features {
     }
 
     pub(super) fn put(&self, w: &mut Writer, lineage: &Lineage) {
-        let Fields(fields) = self.fields(lineage);
-        w.u16(fields.len() as u16);
-        for (tag, bytes) in fields {
-            w.u16(tag).bytes(&bytes);
-        }
+        put_fields(w, self.fields(lineage));
     }
 
     pub(super) fn get(
@@ -114,17 +135,7 @@ impl Features {
         structure: &'static str,
     ) -> Result<Self, FormatError> {
         let mut features = Self::default();
-        let mut last = None;
-        for _ in 0..r.u16()? {
-            let tag = r.u16()?;
-            if last.is_some_and(|last| tag <= last) {
-                return Err(r.bad(format!("field {tag} is not behind one with a lower tag")));
-            }
-            last = Some(tag);
-            let mut field = Reader::new(r.bytes()?, structure);
-            features.set(lineage, tag, &mut field)?;
-            field.end()?;
-        }
+        get_fields(r, structure, &mut |tag, field| features.set(lineage, tag, field))?;
         Ok(features)
     }
 }

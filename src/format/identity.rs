@@ -31,6 +31,15 @@ pub enum Validator {
         /// Last-Modified.
         last_modified: Option<String>,
     },
+    /// An object of a bucket of S3, as the service sent them.
+    S3 {
+        /// The id of its version, of a bucket that keeps versions.
+        version: Option<String>,
+        /// The ETag, with its quotes.
+        etag: Option<String>,
+        /// Last-Modified.
+        last_modified: Option<String>,
+    },
     /// An image of a Glance, OpenStack's image service.
     Glance {
         /// The ID of its record, a UUID.
@@ -87,33 +96,35 @@ pub struct BaseIdentity {
     pub digest: Option<Digest>,
 }
 
+fn put_texts(w: &mut Writer, texts: &[&Option<String>]) {
+    for text in texts {
+        match text {
+            None => w.u8(0),
+            Some(text) => w.u8(1).bytes(text.as_bytes()),
+        };
+    }
+}
+
 impl Validator {
     fn number(&self) -> u8 {
         match self {
             Self::File { .. } => 0,
             Self::Http { .. } => 1,
-            // 2 is left to another kind.
+            Self::S3 { .. } => 2,
             Self::Glance { .. } => 3,
         }
     }
 
     fn put(&self, w: &mut Writer) {
-        let put = |w: &mut Writer, texts: [&Option<String>; 2]| {
-            for text in texts {
-                match text {
-                    None => w.u8(0),
-                    Some(text) => w.u8(1).bytes(text.as_bytes()),
-                };
-            }
-        };
         match self {
             Self::File { mtime_ns, inode } => {
                 w.i64(*mtime_ns).u64(*inode);
             }
-            Self::Http { etag, last_modified } => put(w, [etag, last_modified]),
+            Self::Http { etag, last_modified } => put_texts(w, &[etag, last_modified]),
+            Self::S3 { version, etag, last_modified } => put_texts(w, &[version, etag, last_modified]),
             Self::Glance { id, hash, data, etag, last_modified } => {
                 w.bytes(id.as_bytes()).bytes(hash.as_bytes()).u8(data.number());
-                put(w, [etag, last_modified]);
+                put_texts(w, &[etag, last_modified]);
             }
         }
     }
@@ -127,6 +138,7 @@ impl Validator {
         match number {
             0 => Ok(Self::File { mtime_ns: r.i64()?, inode: r.u64()? }),
             1 => Ok(Self::Http { etag: text(r)?, last_modified: text(r)? }),
+            2 => Ok(Self::S3 { version: text(r)?, etag: text(r)?, last_modified: text(r)? }),
             3 => Ok(Self::Glance {
                 id: r.text()?,
                 hash: r.text()?,
@@ -142,7 +154,7 @@ impl Validator {
     pub fn inode(&self) -> Option<u64> {
         match self {
             Self::File { inode, .. } => Some(*inode),
-            Self::Http { .. } | Self::Glance { .. } => None,
+            Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } => None,
         }
     }
 
@@ -150,7 +162,7 @@ impl Validator {
     pub fn is_local(&self) -> bool {
         match self {
             Self::File { .. } => true,
-            Self::Http { .. } | Self::Glance { .. } => false,
+            Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } => false,
         }
     }
 
@@ -158,15 +170,25 @@ impl Validator {
     pub fn modified_ns(&self) -> Option<i64> {
         match self {
             Self::File { mtime_ns, .. } => Some(*mtime_ns),
-            Self::Http { .. } | Self::Glance { .. } => None,
+            Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } => None,
         }
     }
 
     /// ETag and Last-Modified of a source that has them.
     pub fn http(&self) -> (Option<&str>, Option<&str>) {
         match self {
-            Self::Http { etag, last_modified } => (etag.as_deref(), last_modified.as_deref()),
+            Self::Http { etag, last_modified } | Self::S3 { etag, last_modified, .. } => {
+                (etag.as_deref(), last_modified.as_deref())
+            }
             Self::File { .. } | Self::Glance { .. } => (None, None),
+        }
+    }
+
+    /// The version of an object of a bucket that keeps versions.
+    pub fn version(&self) -> Option<&str> {
+        match self {
+            Self::S3 { version, .. } => version.as_deref(),
+            Self::File { .. } | Self::Http { .. } | Self::Glance { .. } => None,
         }
     }
 

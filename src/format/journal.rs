@@ -1,13 +1,16 @@
 //! The map file: a header, then records that each carry the state of one flush (docs/format.md, "Map file").
 
+mod window;
+
 use std::convert::Infallible;
 
 use thiserror::Error;
 
+use self::window::{Head, RecordHead, Window};
 use super::codec::{FormatError, Kind, Reader, Writer};
 use super::replay::{Replay, Words};
 use super::{BLOCK, MAX_DISK_SIZE};
-use crate::mutant::Mutant;
+use crate::mutant::limit;
 
 /// Bytes of a map file's header.
 pub const HEADER: usize = 64;
@@ -30,6 +33,8 @@ const CHECKED_HEAD: usize = 24;
 const PAYLOAD_HEAD: usize = 32;
 /// Bytes of a run before its words.
 const RUN_HEAD: usize = 24;
+/// Bytes of the file between two places that a reader notes, to find the records from the last one to the first.
+const PART: u64 = 1 << 20;
 
 const MAGIC: &[u8; 8] = b"PLYMAP\0\0";
 const VERSION: u16 = 1;
@@ -171,15 +176,38 @@ impl Record {
     }
 }
 
-/// The replayed contents of a map file.
+/// What the words of the records of a map file go to, in the order of the file.
+pub trait WordSink: Default {
+    /// Sets the words from `first` on.
+    fn set(&mut self, first: u64, words: Words<'_>);
+    /// Clears the blocks from `block` on.
+    fn clear_from(&mut self, block: u64);
+}
+
+/// The words are not kept.
+impl WordSink for () {
+    fn set(&mut self, _: u64, _: Words<'_>) {}
+    fn clear_from(&mut self, _: u64) {}
+}
+
+impl WordSink for Replay {
+    fn set(&mut self, first: u64, words: Words<'_>) {
+        self.set(first, words);
+    }
+    fn clear_from(&mut self, block: u64) {
+        self.clear_from(block);
+    }
+}
+
+/// The contents of a map file. Without a map (`M` is `()`) its memory is bounded, whatever the length of the file.
 #[derive(Debug)]
-pub struct Journal {
+pub struct Journal<M = Replay> {
     /// Its header.
     pub header: MapHeader,
     /// Number of valid records.
     pub records: u64,
     /// The map after the last record.
-    pub map: Replay,
+    pub map: M,
     /// Size of the disk after the last record.
     pub size: u64,
     /// Overlap after the last record.
@@ -188,12 +216,21 @@ pub struct Journal {
     pub modified_ns: i64,
     /// The first record with an overlap above the one before it. No plyfs writes such a record.
     pub raised: Option<Raised>,
+    /// Offset of the last valid record.
+    pub last: u64,
     /// Offset of the end of the last valid record.
     pub end: u64,
     /// Sequence number of the next record.
     pub next_seq: u64,
     /// Whether bytes past `end` are not zero: a flush was interrupted. It was never acknowledged.
     pub torn: bool,
+    /// Length of the first part of the file, in which no word is before an earlier one: as long as the file was when it
+    /// was written anew, unless later records only went on behind it.
+    pub ordered_len: u64,
+    /// No record of that part has a word from here on; `None` behind it.
+    ordered_to: Option<u64>,
+    /// Where parts of the file begin, each with a number of records.
+    parts: Vec<u64>,
 }
 
 /// A record with an overlap above the one before it.
@@ -235,113 +272,6 @@ pub enum ReadError<E> {
     Source(E),
 }
 
-/// The part of the file in memory: a large file is never in memory as a whole.
-struct Window<F> {
-    /// Fills a buffer from an offset; fewer bytes only at the end of the file.
-    read: F,
-    /// Bytes of the file.
-    len: u64,
-    bytes: Vec<u8>,
-    /// Offset of `bytes` in the file.
-    start: u64,
-}
-
-impl<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>> Window<F> {
-    fn new(read: F, len: u64) -> Self {
-        Self { read, len, bytes: Vec::new(), start: 0 }
-    }
-
-    /// Up to `most` bytes at `at`, at most [`WINDOW`]; fewer only at the end of the file.
-    fn get(&mut self, at: u64, most: u64) -> Result<&[u8], ReadError<E>> {
-        let want = most.min(WINDOW).min(self.len.saturating_sub(at)) as usize;
-        let has = self.bytes.len() as u64;
-        if at < self.start || at + want as u64 > self.start + has {
-            let wanted = WINDOW.min(self.len.saturating_sub(at)) as usize;
-            self.bytes.resize(wanted, 0);
-            self.start = at;
-            let got = (self.read)(&mut self.bytes, at).map_err(ReadError::Source)?;
-            if got < wanted {
-                // The file was truncated meanwhile.
-                self.bytes.truncate(got);
-                self.len = at + got as u64;
-            }
-        }
-        let from = (at - self.start) as usize;
-        let to = (from + want).min(self.bytes.len());
-        Ok(&self.bytes[from.min(to)..to])
-    }
-
-    /// The bytes in memory from `at`: at least a record's header, except at the end of the file.
-    fn some(&mut self, at: u64) -> Result<&[u8], ReadError<E>> {
-        let here = (self.start + self.bytes.len() as u64).saturating_sub(at);
-        self.get(at, if at < self.start { RECORD_HEADER as u64 } else { here.max(RECORD_HEADER as u64) })
-    }
-
-    /// Exactly `n` bytes at `at`.
-    fn exactly(&mut self, at: u64, n: usize) -> Result<&[u8], ReadError<E>> {
-        let bytes = self.get(at, n as u64)?;
-        let left = bytes.len();
-        if left < n {
-            let detail = format!("{n} bytes needed at {at}, {left} left");
-            return Err(FormatError::new(Kind::Truncated, STRUCTURE, detail).into());
-        }
-        Ok(bytes)
-    }
-
-    /// The header at `at`, if it has the form of a record that ends within the file. Compares no checksum.
-    fn head(&mut self, at: u64) -> Result<Option<Head>, ReadError<E>> {
-        let len = self.len;
-        let bytes = self.get(at, RECORD_HEADER as u64)?;
-        if bytes.len() < RECORD_HEADER {
-            return Ok(None);
-        }
-        let mut r = Reader::new(bytes, STRUCTURE);
-        let (magic, zero, seq, payload) = (r.u32()?, r.u32()?, r.u64()?, r.u64()?);
-        let (sum, reserved) = (r.u32()?, r.u32()?);
-        let room = len.saturating_sub(at + RECORD_HEADER as u64);
-        let is_record = magic == RECORD_MAGIC && zero == 0 && reserved == 0 && payload <= room;
-        Ok((is_record && payload.is_multiple_of(8)).then_some(Head { seq, payload, sum }))
-    }
-
-    /// Whether the checksum of the record at `at` matches.
-    fn is_whole(&mut self, at: u64, head: &Head, nonce: u64) -> Result<bool, ReadError<E>> {
-        let mut sum = crc32c::crc32c(&nonce.to_le_bytes());
-        sum = crc32c::crc32c_append(sum, self.exactly(at, CHECKED_HEAD)?);
-        let (mut at, end) = (at + RECORD_HEADER as u64, at + head.len());
-        while at < end {
-            let bytes = self.get(at, end - at)?;
-            if bytes.is_empty() {
-                return Ok(false);
-            }
-            sum = crc32c::crc32c_append(sum, bytes);
-            at += bytes.len() as u64;
-        }
-        Ok(sum == head.sum || Mutant::ChecksumIgnored.is_active())
-    }
-}
-
-/// Header of a record.
-struct Head {
-    seq: u64,
-    payload: u64,
-    sum: u32,
-}
-
-impl Head {
-    fn len(&self) -> u64 {
-        RECORD_HEADER as u64 + self.payload
-    }
-}
-
-fn impossible<E>(detail: impl Into<String>) -> ReadError<E> {
-    FormatError::new(Kind::Value, "map record", detail).into()
-}
-
-/// Whether a word has a pair of bits 11, which is no state.
-fn has_no_state(word: u64) -> bool {
-    word & (word >> 1) & 0x5555_5555_5555_5555 != 0
-}
-
 impl Journal {
     /// As [`Journal::read`], from bytes in memory.
     ///
@@ -360,6 +290,20 @@ impl Journal {
         })
     }
 
+    /// As [`Journal::read_with`], with the map.
+    ///
+    /// # Errors
+    /// As [`Journal::read_with`].
+    pub fn read<E>(
+        read: impl FnMut(&mut [u8], u64) -> Result<usize, E>,
+        len: u64,
+        expected: &Expected,
+    ) -> Result<Self, ReadError<E>> {
+        Self::read_with(read, len, expected)
+    }
+}
+
+impl<M: WordSink> Journal<M> {
     /// Replays a map file of `len` bytes. `read` fills a buffer from an offset, with fewer bytes only at the end of the
     /// file. The length of the file bounds memory and time.
     ///
@@ -368,7 +312,7 @@ impl Journal {
     ///
     /// # Errors
     /// `Format` for damage, `Source` when `read` fails.
-    pub fn read<E>(
+    pub fn read_with<E>(
         read: impl FnMut(&mut [u8], u64) -> Result<usize, E>,
         len: u64,
         expected: &Expected,
@@ -391,22 +335,30 @@ impl Journal {
         let mut out = Self {
             header,
             records: 0,
-            map: Replay::default(),
+            map: M::default(),
             size: expected.size,
             overlap: expected.overlap,
             modified_ns: expected.modified_ns,
             raised: None,
+            last: HEADER as u64,
             end: HEADER as u64,
             next_seq: 1,
             torn: false,
+            ordered_len: HEADER as u64,
+            ordered_to: Some(0),
+            parts: Vec::new(),
         };
         while let Some(head) = file.head(out.end)? {
             if head.seq != out.next_seq || !file.is_whole(out.end, &head, header.nonce)? {
                 break;
             }
+            if out.parts.last().is_none_or(|begin| out.end - begin >= limit(PART, 300)) {
+                out.parts.push(out.end);
+            }
             out.replay(&mut file, &head)?;
             out.records += 1;
             out.next_seq += 1;
+            out.last = out.end;
             out.end += head.len();
         }
         if out.end < expected.floor {
@@ -429,87 +381,28 @@ impl Journal {
         file: &mut Window<F>,
         head: &Head,
     ) -> Result<(), ReadError<E>> {
-        let (mut at, end) = (self.end + RECORD_HEADER as u64, self.end + head.len());
-        let payload_ends = || impossible("a run is longer than its record");
-        if head.payload < PAYLOAD_HEAD as u64 {
-            return Err(payload_ends());
-        }
-        let mut r = Reader::new(file.exactly(at, PAYLOAD_HEAD)?, "map record");
-        let (size, overlap, modified_ns) = (r.u64()?, r.u64()?, r.i64()?);
-        let (runs, reserved) = (r.u32()?, r.u32()?);
-        if size > MAX_DISK_SIZE || overlap > size || reserved != 0 {
-            return Err(impossible(format!("size {size}, overlap {overlap}")));
-        }
-        at += PAYLOAD_HEAD as u64;
         // Words past the size are cleared below, so they are not even set.
-        let keep = size.div_ceil(BLOCK).div_ceil(WORD_BLOCKS);
-        let mut behind = 0;
-        for _ in 0..runs {
-            if end - at < RUN_HEAD as u64 {
-                return Err(payload_ends());
-            }
-            let mut r = Reader::new(file.exactly(at, RUN_HEAD)?, "map record");
-            let (first, len, kind) = (r.u64()?, r.u64()?, r.u64()?);
-            at += RUN_HEAD as u64;
-            let Some(last) = first.checked_add(len).filter(|last| *last <= MAX_WORDS && len > 0) else {
-                return Err(impossible(format!(
-                    "run of {len} words at {first} is outside of the largest disk"
-                )));
-            };
-            if first < behind {
-                return Err(impossible(format!("run at word {first} follows one that ends at {behind}")));
-            }
-            behind = last;
-            let mut set = |first: u64, words: Words<'_>| {
-                let room = keep.saturating_sub(first);
-                match words {
-                    Words::Same(len, value) => self.map.set(first, Words::Same(len.min(room), value)),
-                    Words::Each(words) => {
-                        self.map.set(first, Words::Each(&words[..words.len().min(room as usize)]));
-                    }
-                }
-            };
-            match kind {
-                1 if end - at >= 8 => {
-                    let value = Reader::new(file.exactly(at, 8)?, "map record").u64()?;
-                    if has_no_state(value) {
-                        return Err(impossible("a block has a state that does not exist"));
-                    }
-                    set(first, Words::Same(len, value));
-                    at += 8;
-                }
-                0 if len <= (end - at) / 8 => {
-                    let mut word = first;
-                    while word < last {
-                        let n = (last - word).min(PIECE as u64) as usize;
-                        let mut words = [0; PIECE];
-                        let bytes = file.exactly(at, n * 8)?;
-                        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-                            *word = Reader::new(bytes, "map record").u64()?;
-                        }
-                        if words.iter().any(|word| has_no_state(*word)) {
-                            return Err(impossible("a block has a state that does not exist"));
-                        }
-                        set(word, Words::Each(&words[..n]));
-                        at += n as u64 * 8;
-                        word += n as u64;
-                    }
-                }
-                0 | 1 => return Err(payload_ends()),
-                other => return Err(impossible(format!("run type {other} is not known"))),
-            }
-        }
-        if at != end {
-            return Err(impossible(format!("{} bytes too many", end - at)));
-        }
+        let set = |first: u64, words: Words<'_>| {
+            self.map.set(first, words);
+            Ok(())
+        };
+        let record = file.record(self.end, head, u64::MAX, set)?;
+        let RecordHead { size, overlap, modified_ns, words } = record;
         if overlap > self.overlap && self.raised.is_none() {
             self.raised = Some(Raised { seq: head.seq, overlap, before: self.overlap });
         }
-        if size < self.size || runs > 0 {
+        if size < self.size || words.is_some() {
             self.map.clear_from(size.div_ceil(BLOCK));
         }
         (self.size, self.overlap) = (size, overlap);
         self.modified_ns = self.modified_ns.max(modified_ns);
+        let goes_on = |end: u64| words.is_none_or(|(first, _)| first >= end);
+        self.ordered_to =
+            self.ordered_to.filter(|end| goes_on(*end) && (words.is_some() || self.records == 0));
+        if let Some(end) = &mut self.ordered_to {
+            *end = words.map_or(*end, |(_, last)| last);
+            self.ordered_len = self.end + head.len();
+        }
         Ok(())
     }
 
@@ -553,5 +446,74 @@ impl Journal {
             }
             at += 8;
         }
+    }
+
+    /// Reads the words of the records again, from the last record to the first. So the first value of a word that `set`
+    /// gets is the word of the map, and later ones are outdated. Words that `set` does not get are 0. Memory is bounded:
+    /// the heads of the records in a MiB of the file.
+    ///
+    /// # Errors
+    /// `Format` when the file is not what was read before, `Source` when `read` or `set` fails.
+    pub fn words_backwards<E>(
+        &self,
+        read: impl FnMut(&mut [u8], u64) -> Result<usize, E>,
+        mut set: impl FnMut(u64, Words<'_>) -> Result<(), E>,
+    ) -> Result<(), ReadError<E>> {
+        let mut file = Window::new(read, self.end);
+        let changed = |at: u64| {
+            FormatError::new(Kind::Checksum, STRUCTURE, format!("it changed at byte {at} while it was read"))
+        };
+        // Whatever an earlier record says of blocks above the size in a later one, they are unmapped.
+        let mut below = u64::MAX;
+        let mut end = self.end;
+        for begin in self.parts.iter().copied().rev() {
+            let (mut heads, mut at) = (Vec::new(), begin);
+            let behind = std::mem::replace(&mut end, begin);
+            while at < behind {
+                let head = file.head(at)?.ok_or_else(|| changed(at))?;
+                let next = at + head.len();
+                heads.push((at, head));
+                at = next;
+            }
+            // Those before the last one, which alone may be longer than a part, take less than a part.
+            let mut rest = heads.last().map(|(last, _)| last - begin);
+            for (number, (at, head)) in heads.iter().enumerate().rev() {
+                let at = *at;
+                if number + 1 < heads.len()
+                    && let Some(len) = rest.take()
+                {
+                    file.hold(begin, len)?;
+                }
+                if !file.is_whole(at, head, self.header.nonce)? {
+                    return Err(changed(at).into());
+                }
+                let size = Reader::new(file.exactly(at + RECORD_HEADER as u64, 8)?, "map record").u64()?;
+                below = below.min(size.div_ceil(BLOCK));
+                let (last, mask) = (below / WORD_BLOCKS, (1u64 << (2 * (below % WORD_BLOCKS))) - 1);
+                file.record(at, head, below, |first, words| {
+                    let count = match words {
+                        Words::Same(count, _) => count,
+                        Words::Each(words) => words.len() as u64,
+                    };
+                    // The word with blocks on both sides of the size.
+                    if count == 0 || first + count <= last {
+                        return set(first, words);
+                    }
+                    let value = match words {
+                        Words::Same(_, value) => {
+                            set(first, Words::Same(count - 1, value))?;
+                            value
+                        }
+                        Words::Each(words) => {
+                            let (rest, value) = words.split_at(words.len() - 1);
+                            set(first, Words::Each(rest))?;
+                            value[0]
+                        }
+                    };
+                    set(last, Words::Same(1, value & mask))
+                })?;
+            }
+        }
+        Ok(())
     }
 }

@@ -50,6 +50,7 @@ pub const INDEX_SUFFIX: &str = ".index";
 pub const TRACE_SUFFIX: &str = ".trace";
 pub const BLOCKS_SUFFIX: &str = ".blocks";
 pub const SUMS_SUFFIX: &str = ".sums";
+pub const PROOF_SUFFIX: &str = ".proof";
 /// Suffix of a file that is being written. The file has no meaning after a crash.
 pub const STAGED_SUFFIX: &str = ".tmp";
 

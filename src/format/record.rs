@@ -1,14 +1,21 @@
 //! The store's superblock and the records of bases and disks.
 
 use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
-use super::features::Features;
+use super::features::{Features, get_fields, put_fields};
+pub use super::file_proof::FileProof;
+use super::file_proof::{get_proofs, put_proofs};
 pub use super::identity::{BaseIdentity, Digest, ImageData, Validator};
 use super::lineage::Lineage;
+pub use super::options::{BaseOptions, KeptCopies, Strictness};
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
-const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 4, structure: "base record" };
+const BASE: Envelope = Envelope { magic: *b"PLYBASE\0", version: 5, structure: "base record" };
 const DISK: Envelope = Envelope { magic: *b"PLYDISK\0", version: 5, structure: "disk record" };
+/// Tag of the proofs of a base's files.
+const PROOFS: u16 = 1;
+/// Tag of the further copies of its cached blocks.
+const COPIES: u16 = 2;
 /// Autoclear feature of a disk record; see [`DiskRecord::size_is_current`].
 const SIZE_IS_CURRENT: u64 = 1;
 
@@ -65,40 +72,8 @@ pub struct ImageFile {
     pub disk_size: u64,
     /// The object at registration.
     pub identity: BaseIdentity,
-}
-
-/// Which validators of a server's answers must match, besides the size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Strictness {
-    /// A strong ETag, or Last-Modified of a server that sends no ETag.
-    #[default]
-    Strong,
-    /// An ETag, weak or strong, or Last-Modified. For mirrors and nodes whose ETags differ, and servers that make them
-    /// weak.
-    Weak,
-    /// None. Only a digest of the image can tell whether the contents changed.
-    SizeOnly,
-}
-
-/// How a base is fetched and cached. These may change after registration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct BaseOptions {
-    /// Which validators of its server's answers must match.
-    pub strictness: Strictness,
-    /// Seconds after which a read that waits for the server fails; 0: never.
-    pub deadline_s: u32,
-    /// Requests at a time; 0: as many as the daemon makes.
-    pub max_requests: u32,
-    /// Bytes per second; 0: without a bound.
-    pub max_rate: u64,
-    /// Its cached blocks are not evicted for others.
-    pub pinned: bool,
-    /// All of it is to be cached.
-    pub hydrate: bool,
-    /// Its contents did not match its digest: it is not served.
-    pub refused: bool,
-    /// Its operator gave its servers up: they get no requests, and only cached blocks are read.
-    pub given_up: bool,
+    /// The hash of its contents, and where its proof is.
+    pub proof: Option<FileProof>,
 }
 
 /// URLs that replace those that a file of a base was registered with.
@@ -314,51 +289,7 @@ impl ImageFile {
             return Err(r.bad(format!("{mirrors} mirrors, at most {} can be", Self::MAX_FILES)));
         }
         let mirrors = (0..mirrors).map(|_| r.text()).collect::<Result<_, _>>()?;
-        Ok(Self { source, mirrors, format, disk_size, identity })
-    }
-}
-
-impl BaseOptions {
-    /// Whether a file of the base is read through the cache of fetched blocks: it lies behind a network, or the store
-    /// is to have a copy of it.
-    pub fn keeps(&self, file: &ImageFile) -> bool {
-        self.hydrate || !file.is_local()
-    }
-
-    /// Whether what the cache has of the base stays when others need room.
-    pub fn retains(&self) -> bool {
-        self.pinned || self.hydrate
-    }
-
-    fn put(&self, w: &mut Writer, version: u16) {
-        w.u8(match self.strictness {
-            Strictness::Strong => 0,
-            Strictness::Weak => 1,
-            Strictness::SizeOnly => 2,
-        });
-        w.u32(self.deadline_s).u32(self.max_requests).u64(self.max_rate);
-        w.u8(self.pinned.into()).u8(self.hydrate.into()).u8(self.refused.into());
-        if version > 2 {
-            w.u8(self.given_up.into());
-        }
-    }
-
-    fn get(r: &mut Reader<'_>, version: u16) -> Result<Self, FormatError> {
-        let strictness = match r.u8()? {
-            0 => Strictness::Strong,
-            1 => Strictness::Weak,
-            2 => Strictness::SizeOnly,
-            other => return Err(r.bad(format!("strictness {other} is not known"))),
-        };
-        let (deadline_s, max_requests, max_rate) = (r.u32()?, r.u32()?, r.u64()?);
-        let flag = |r: &mut Reader<'_>| match r.u8()? {
-            0 => Ok(false),
-            1 => Ok(true),
-            other => Err(r.bad(format!("a flag is {other}"))),
-        };
-        let (pinned, hydrate, refused) = (flag(r)?, flag(r)?, flag(r)?);
-        let given_up = version > 2 && flag(r)?;
-        Ok(Self { strictness, deadline_s, max_requests, max_rate, pinned, hydrate, refused, given_up })
+        Ok(Self { source, mirrors, format, disk_size, identity, proof: None })
     }
 }
 
@@ -390,9 +321,17 @@ fn get_moved(r: &mut Reader<'_>, files: usize) -> Result<Vec<Moved>, FormatError
 }
 
 /// A number that grows and needs room for that. Counting never reaches 2^62.
-fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
+pub(super) fn get_count(r: &mut Reader<'_>) -> Result<u64, FormatError> {
     let count = r.u64()?;
     if count <= MAX_NUMBER { Ok(count) } else { Err(r.bad(format!("number {count} is above 2^62"))) }
+}
+
+pub(super) fn get_flag(r: &mut Reader<'_>) -> Result<bool, FormatError> {
+    match r.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(r.bad(format!("a flag is {other}"))),
+    }
 }
 
 fn get_name(r: &mut Reader<'_>) -> Result<String, FormatError> {
@@ -414,6 +353,10 @@ impl BaseRecord {
     /// Its files, the image first.
     pub fn files(&self) -> impl Iterator<Item = &ImageFile> {
         std::iter::once(&self.image).chain(&self.backing)
+    }
+
+    fn files_mut(&mut self) -> impl Iterator<Item = &mut ImageFile> {
+        std::iter::once(&mut self.image).chain(&mut self.backing)
     }
 
     /// As [`BaseOptions::keeps`], with the options of this record.
@@ -443,7 +386,17 @@ impl BaseRecord {
         let image = &self.image;
         let old =
             image.format == ImageFormat::Raw && image.mirrors.is_empty() && image.identity.fits_version_1();
-        let plain = self.moved.is_empty() && self.options == BaseOptions::default() && self.token.is_none();
+        let mut fields = Vec::new();
+        if self.files().any(|file| file.proof.is_some()) {
+            fields.push((PROOFS, put_proofs(self.files())));
+        }
+        if let Some(copies) = self.options.copies {
+            fields.push((COPIES, copies.put()));
+        }
+        let plain = self.moved.is_empty()
+            && self.options == BaseOptions::default()
+            && self.token.is_none()
+            && fields.is_empty();
         if old && self.backing.is_empty() && plain {
             w.bytes(image.source.as_bytes());
             put_format(&mut w, image.format);
@@ -459,6 +412,7 @@ impl BaseRecord {
         }
         w.i64(self.created_ns);
         let version = match self.token {
+            _ if !fields.is_empty() => 5,
             Some(_) => 4,
             None if self.options.given_up || !self.moved.is_empty() => 3,
             None => 2,
@@ -467,8 +421,14 @@ impl BaseRecord {
         if version > 2 {
             put_moved(&mut w, &self.moved);
         }
+        if version > 4 {
+            w.u8(self.token.is_some().into());
+        }
         if let Some(token) = self.token {
             token.put(&mut w);
+        }
+        if version > 4 {
+            put_fields(&mut w, fields);
         }
         BASE.seal_as(version, &w.finish())
     }
@@ -484,7 +444,8 @@ impl BaseRecord {
             let format = get_format(&mut r, version)?;
             let size = get_size(&mut r)?;
             let identity = BaseIdentity::get(&mut r, version)?;
-            let image = ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity };
+            let image =
+                ImageFile { source, mirrors: Vec::new(), format, disk_size: size, identity, proof: None };
             let created_ns = r.i64()?;
             let (backing, moved) = (Vec::new(), Vec::new());
             let options = BaseOptions::default();
@@ -500,8 +461,25 @@ impl BaseRecord {
             let options = BaseOptions::get(&mut r, version)?;
             let files = 1 + usize::from(below);
             let moved = if version > 2 { get_moved(&mut r, files)? } else { Vec::new() };
-            let token = if version > 3 { Some(Token::get(&mut r)?) } else { None };
-            Self { id, name, image, backing, created_ns, options, moved, token }
+            let has_token = match version {
+                0..4 => false,
+                4 => true,
+                _ => get_flag(&mut r)?,
+            };
+            let token = if has_token { Some(Token::get(&mut r)?) } else { None };
+            let mut record = Self { id, name, image, backing, created_ns, options, moved, token };
+            if version > 4 {
+                let mut set = |tag, r: &mut Reader<'_>| match tag {
+                    PROOFS => get_proofs(r, record.files_mut()),
+                    COPIES => {
+                        record.options.copies = Some(KeptCopies::get(r)?);
+                        Ok(())
+                    }
+                    _ => Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),
+                };
+                get_fields(&mut r, BASE.structure, &mut set)?;
+            }
+            record
         };
         r.end()?;
         Ok(record)

@@ -266,6 +266,11 @@ impl Replay {
     }
 }
 
+/// The word with its `Zero` blocks cleared.
+pub fn without_zeros(value: u64) -> u64 {
+    value & zeros_forgotten(value)
+}
+
 /// Mask of the bits of a word that stay when its `Zero` blocks are cleared: both bits of every `Data` block.
 fn zeros_forgotten(value: u64) -> u64 {
     let data = value & EVEN;

@@ -7,6 +7,7 @@ mod images;
 mod limits;
 mod names;
 mod pools;
+mod proof;
 mod trace;
 mod trash;
 mod used;
@@ -129,6 +130,7 @@ fn base() -> BaseRecord {
             format: ImageFormat::Raw,
             disk_size: 5000,
             identity: identity(),
+            proof: None,
         },
         backing: Vec::new(),
         created_ns: 5,
@@ -154,6 +156,7 @@ fn far_base() -> BaseRecord {
         format: ImageFormat::Qcow2,
         disk_size: 1 << 31,
         identity: identity(Some("\"abc\"")),
+        proof: None,
     };
     let below = ImageFile {
         format: ImageFormat::Vmdk,
@@ -170,8 +173,21 @@ fn far_base() -> BaseRecord {
         hydrate: false,
         refused: false,
         given_up: false,
+        copies: None,
     };
     BaseRecord { image, backing: vec![below], options, ..base() }
+}
+
+/// A base in a bucket.
+fn bucket_base() -> BaseRecord {
+    let validator = Validator::S3 {
+        version: Some("3HL4kqtJlcpXroDTDmJ+rmSpXd3dIbrHY".into()),
+        etag: Some("\"abc-12\"".into()),
+        last_modified: None,
+    };
+    let identity = BaseIdentity { size: 700, validator, digest: None };
+    let image = ImageFile { source: "s3://images/debian.qcow2".into(), identity, ..far_base().image };
+    BaseRecord { image, ..base() }
 }
 
 /// A base that needs version 3.
@@ -189,6 +205,14 @@ fn token() -> Token {
 /// A base that needs version 4.
 fn claimed_base() -> BaseRecord {
     BaseRecord { token: Some(token()), ..base() }
+}
+
+/// Bases that need version 5.
+fn copied_bases() -> [BaseRecord; 2] {
+    let copies = Some(KeptCopies { count: 3, number: 0x0102_0304 });
+    let plain = BaseRecord { options: BaseOptions { copies, ..BaseOptions::default() }, ..base() };
+    let options = BaseOptions { copies, ..moved_base().options };
+    [plain, BaseRecord { options, token: Some(token()), ..moved_base() }]
 }
 
 /// A disk of version 3 that a client created.
@@ -246,6 +270,7 @@ fn golden_bytes_bump_the_version_when_this_fails() {
     assert_eq!(fnv(&disk().encode()), GOLDEN_DISK, "disk record");
     assert_eq!(fnv(&map_file()), GOLDEN_MAP, "map file");
     assert_eq!(fnv(&far_base().encode()), GOLDEN_BASE_2, "base record, version 2");
+    assert_eq!(fnv(&bucket_base().encode()), GOLDEN_BUCKET, "base record, of a bucket");
     assert_eq!(fnv(&moved_base().encode()), GOLDEN_BASE_3, "base record, version 3");
     assert_eq!(fnv(&far_disk().encode()), GOLDEN_DISK_2, "disk record, version 2");
     assert_eq!(fnv(&named_disk().encode()), GOLDEN_DISK_3, "disk record, version 3");
@@ -255,6 +280,8 @@ fn golden_bytes_bump_the_version_when_this_fails() {
         (GOLDEN_BASE_4, GOLDEN_DISK_CLAIMED),
         "base record, version 4, and disk record of a client"
     );
+    let copied = copied_bases().map(|base| fnv(&base.encode()));
+    assert_eq!(copied, GOLDEN_BASE_5, "base records, version 5");
     assert_eq!(fnv(&layered_disk().encode()), GOLDEN_DISK_4, "disk record, version 4");
     let reworked = reworked_disks().map(|disk| fnv(&disk.encode()));
     assert_eq!(reworked, GOLDEN_REWORKED, "disk records with a layer that is being made");
@@ -262,8 +289,10 @@ fn golden_bytes_bump_the_version_when_this_fails() {
 const GOLDEN_REWORKED: [u64; 3] =
     [16_232_241_866_552_466_512, 13_185_884_540_549_658_682, 3_353_139_189_293_560_225];
 const GOLDEN_DISK_4: u64 = 1_054_231_935_157_151_023;
+const GOLDEN_BASE_5: [u64; 2] = [16_547_811_269_755_498_925, 17_559_027_617_996_578_974];
 const GOLDEN_BASE_4: u64 = 14_437_128_652_051_433_499;
 const GOLDEN_DISK_CLAIMED: u64 = 6_751_722_338_324_524_893;
+const GOLDEN_BUCKET: u64 = 863_079_386_683_511_322;
 const GOLDEN_BASE_3: u64 = 570_137_555_886_035_612;
 const GOLDEN_BASE_2: u64 = 16_544_287_689_199_446_035;
 const GOLDEN_DISK_2: u64 = 10_880_998_963_494_629_315;
@@ -278,6 +307,7 @@ fn records_decode_as_written() {
     assert_eq!(BaseRecord::decode(&base().encode()).unwrap(), base());
     assert_eq!(DiskRecord::decode(&far_disk().encode()).unwrap(), far_disk());
     assert_eq!(BaseRecord::decode(&far_base().encode()).unwrap(), far_base());
+    assert_eq!(BaseRecord::decode(&bucket_base().encode()).unwrap(), bucket_base());
     assert_eq!(BaseRecord::decode(&moved_base().encode()).unwrap(), moved_base());
     let given_up = BaseRecord { moved: Vec::new(), ..moved_base() };
     assert_eq!((given_up.encode()[8], BaseRecord::decode(&given_up.encode()).unwrap()), (3, given_up));
@@ -302,6 +332,14 @@ fn records_decode_as_written() {
     let both = BaseRecord { token: Some(token()), ..moved_base() };
     for claimed in [claimed_base(), both] {
         assert_eq!((claimed.encode()[8], BaseRecord::decode(&claimed.encode()).unwrap()), (4, claimed));
+    }
+    for copied in copied_bases() {
+        assert_eq!((copied.encode()[8], BaseRecord::decode(&copied.encode()).unwrap()), (5, copied));
+    }
+    for count in [1, KeptCopies::MOST + 1] {
+        let copies = Some(KeptCopies { count, number: 1 });
+        let bad = BaseRecord { options: BaseOptions { copies, ..BaseOptions::default() }, ..base() };
+        BaseRecord::decode(&bad.encode()).expect_err("no such record is written");
     }
     // An earlier plyfs ignores a feature that it does not know, and clears it when it writes.
     let closed = DiskRecord { size_is_current: true, ..disk() };
@@ -361,9 +399,12 @@ fn every_flipped_bit_and_every_cut_of_a_record_is_detected() {
         base().encode(),
         far_disk().encode(),
         far_base().encode(),
+        bucket_base().encode(),
         moved_base().encode(),
+        proof::proven_base().encode(),
         named_disk().encode(),
         claimed_base().encode(),
+        copied_bases()[1].encode(),
         claimed_disk().encode(),
         layered_disk().encode(),
     ] {

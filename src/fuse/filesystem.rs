@@ -316,11 +316,15 @@ impl Filesystem for PlyFs {
                     }
                 }
                 Node::Disks => {
-                    for disk in self.service.store().disks_after(after) {
-                        let (id, name) = (disk.id(), disk.name() + SUFFIX);
-                        if reply.add(INodeNo(Node::Disk(id).ino()), id + 2, FileType::RegularFile, name) {
-                            break;
-                        }
+                    let mut after = after;
+                    while !full {
+                        let disks = self.service.store().next_disks(after);
+                        let Some(last) = disks.last() else { break };
+                        after = last.id();
+                        full = disks.iter().any(|disk| {
+                            let (ino, name) = (Node::Disk(disk.id()).ino(), disk.name() + SUFFIX);
+                            reply.add(INodeNo(ino), disk.id() + 2, FileType::RegularFile, name)
+                        });
                     }
                 }
                 Node::Snapshots => {

@@ -25,7 +25,7 @@ use std::sync::{Arc, OnceLock};
 use parking_lot::Mutex;
 
 use super::live_arena::{Lease, MapPages};
-use super::{mapping, sys};
+use super::{is_full, mapping, sys};
 
 /// Words of a page.
 pub const LIVE_PAGE_WORDS: usize = 512;
@@ -43,7 +43,7 @@ const HUGE_PAGES: u64 = mapping::HUGE_PAGE as u64 / PAGE;
 const _: () =
     assert!(SEGMENT_PAGES.is_multiple_of(HUGE_PAGES) && HUGE_PAGES.is_multiple_of(64) && HEAD_PAGES == 64);
 /// Where the list of unflushed pages goes on.
-const FAR_AT: u64 = (HEAD_PAGES + SUMMARY_WORDS as u64 * 64) * PAGE;
+pub(super) const FAR_AT: u64 = (HEAD_PAGES + SUMMARY_WORDS as u64 * 64) * PAGE;
 /// Words of the header page that list unflushed pages: those of a disk of up to 1.7 TiB. Versions without the list leave
 /// them alone.
 const NEAR_AT: usize = 48;
@@ -122,6 +122,8 @@ pub struct LiveFile {
     far: AtomicPtr<AtomicU64>,
     /// Pages of it that are reserved, one bit each.
     far_reserved: AtomicU64,
+    /// In the place of `far`, in this process only, when the memory filesystem had no room for it at a takeover.
+    own_list: Option<Box<[AtomicU64]>>,
     /// What [`LiveHeader::Tracked`] has of a map that only workers with a list have changed; 0 when that is unknown.
     mark: u64,
     /// Keeps the window of a shared file. It is dropped after the mappings.
@@ -157,7 +159,7 @@ impl LiveFile {
         let (segments, grow, reserved) = (OnceLock::new(), Mutex::new(()), AtomicU64::new(0));
         let (discarded, merged) = (AtomicU64::new(0), Mutex::default());
         let (far, far_reserved) = (AtomicPtr::new(ptr::null_mut()), AtomicU64::new(0));
-        let live = Self {
+        let mut live = Self {
             file,
             base,
             head,
@@ -168,6 +170,7 @@ impl LiveFile {
             merged,
             far,
             far_reserved,
+            own_list: None,
             mark,
             lease,
         };
@@ -184,14 +187,31 @@ impl LiveFile {
             ));
         }
         // A version without the list may have made the pages.
+        match live.reserve_lists() {
+            Err(error) if is_full(&error) => live.keep_own_list(),
+            reserved => reserved?,
+        }
+        Ok(live)
+    }
+
+    /// Reserves the memory that lists the pages of the map as unflushed.
+    fn reserve_lists(&self) -> io::Result<()> {
         let mut listed = None;
-        for page in live.pages(NEAR_WORDS as u64 * 64) {
+        for page in self.pages(NEAR_WORDS as u64 * 64) {
             if far_page(page) != listed {
-                live.reserve_list(page)?;
+                self.reserve_list(page)?;
                 listed = far_page(page);
             }
         }
-        Ok(live)
+        Ok(())
+    }
+
+    /// Keeps the list in this process, because a takeover must not fail for it. It is not there for the next worker, whose
+    /// first flush looks at all pages.
+    fn keep_own_list(&mut self) {
+        self.header(LiveHeader::Tracked).store(0, Ordering::Release);
+        self.mark = 0;
+        self.own_list = Some((0..FAR_PAGES * LIVE_PAGE_WORDS).map(|_| AtomicU64::new(0)).collect());
     }
 
     /// A live file in anonymous memory, for tests.
@@ -294,6 +314,9 @@ impl LiveFile {
             // SAFETY: a word of the header page.
             None => unsafe { self.head.add(NEAR_AT + word as usize) },
             Some(word) => {
+                if let Some(list) = &self.own_list {
+                    return Some((list.get(word as usize)?, bit));
+                }
                 let list_page = word / LIVE_PAGE_WORDS as u64;
                 if list_page >= FAR_PAGES as u64
                     || self.far_reserved.load(Ordering::Acquire) & 1 << list_page == 0
@@ -310,7 +333,7 @@ impl LiveFile {
 
     /// Reserves the memory that lists `page` as unflushed. The caller holds `grow`, or no other thread has the value yet.
     fn reserve_list(&self, page: u64) -> io::Result<()> {
-        let Some(list_page) = far_page(page) else { return Ok(()) };
+        let Some(list_page) = far_page(page).filter(|_| self.own_list.is_none()) else { return Ok(()) };
         if self.far_reserved.load(Ordering::Acquire) & 1 << list_page != 0 {
             return Ok(());
         }

@@ -467,6 +467,14 @@ impl LiveStore for LiveArena {
         Ok(())
     }
 
+    fn abandon(&self, disk: u64) -> io::Result<()> {
+        let mut slots = self.inner.slots.lock();
+        if let Some(slot) = slots.making.remove(&disk) {
+            self.inner.leave(&mut slots, slot);
+        }
+        Ok(())
+    }
+
     fn remove(&self, disk: u64) -> io::Result<()> {
         let mut slots = self.inner.slots.lock();
         for slot in [slots.making.remove(&disk), slots.complete.remove(&disk)].into_iter().flatten() {

@@ -15,6 +15,8 @@ pub trait LiveStore: Send + Sync {
     fn fresh(&self, disk: u64) -> io::Result<LiveFile>;
     /// Marks the fresh file as complete.
     fn publish(&self, disk: u64) -> io::Result<()>;
+    /// Gives the fresh file up, which is not complete; no error when there is none.
+    fn abandon(&self, disk: u64) -> io::Result<()>;
     /// Numbers of the disks that have a complete file.
     fn disks(&self) -> io::Result<Vec<u64>>;
     /// Removes the file of a disk; no error when there is none.
@@ -93,6 +95,12 @@ impl LiveStore for LiveDir {
     }
     fn publish(&self, disk: u64) -> io::Result<()> {
         fs::rename(self.dir.join(format!("{disk}.tmp")), self.dir.join(format!("{disk}.live")))
+    }
+    fn abandon(&self, disk: u64) -> io::Result<()> {
+        match fs::remove_file(self.dir.join(format!("{disk}.tmp"))) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
     }
     fn disks(&self) -> io::Result<Vec<u64>> {
         let mut disks = Vec::new();

@@ -12,7 +12,8 @@ mod live;
 mod live_arena;
 mod live_store;
 mod mapping;
-mod prefault;
+pub(crate) mod prefault;
+pub mod priority;
 #[cfg(any(test, feature = "simulation"))]
 pub mod sim;
 pub mod sys;

@@ -572,6 +572,7 @@ pub fn memory_lock_limit() -> u64 {
 
 /// Locks memory as it is touched, and marks the process as one that serves I/O, as far as its rights allow.
 pub fn protect() -> Protection {
+    super::priority::prepare();
     // With a limit, MCL_FUTURE would make later mappings fail.
     let may_lock = effective_ids().0 == 0 || memory_lock_limit() == libc::RLIM_INFINITY;
     // SAFETY: numbers only.

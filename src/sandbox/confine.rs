@@ -289,7 +289,9 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
         rules.push((runtime_dir.into(), RemoveDir.into()));
     }
     // A pool that went away since needs no rule: the worker cannot use it.
-    rules.extend(policy.pools.iter().filter(|pool| pool.is_dir()).map(|pool| (pool.clone(), files)));
+    // A pool gets a directory for further copies of fetched blocks when a base wants some.
+    rules
+        .extend(policy.pools.iter().filter(|pool| pool.is_dir()).map(|pool| (pool.clone(), files | MakeDir)));
     let network = policy.security.network;
     if network {
         rules.extend(resolver_dir().map(|dir| (dir, ReadFile.into())));

@@ -18,10 +18,11 @@
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,6 +32,7 @@ use parking_lot::Mutex;
 
 use super::confine;
 use crate::config::Config;
+use crate::format::layout;
 use crate::io::{confine as process, sys};
 use crate::source::{OpenHere, OpenImage, Opened, SourceError, SourceErrorKind};
 
@@ -66,6 +68,9 @@ impl Opener {
     /// # Errors
     /// When the process has other threads, or cannot fork.
     pub fn start(config: &Config) -> io::Result<Self> {
+        if !config.security.base_dirs.is_empty() {
+            make_images(&config.store);
+        }
         let (ours, theirs) = sys::message_pair()?;
         match process::fork()? {
             process::Forked::Parent(pid) => {
@@ -154,6 +159,22 @@ impl Rules {
     }
 }
 
+/// Makes the directory of the images that `disk commit` makes, so that the opener gets a right to it. A commit makes it
+/// later when this fails; the images can be opened after the next start.
+fn make_images(store: &Path) {
+    let dir = store.join(layout::IMAGES);
+    let made = DirBuilder::new().mode(0o700).create(&dir).and_then(|()| {
+        let owner = std::fs::metadata(store)?;
+        chown(&dir, Some(owner.uid()), Some(owner.gid()))
+    });
+    match made {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            tracing::warn!(%error, dir = %dir.display(), "cannot make the directory of committed images");
+        }
+        _ => {}
+    }
+}
+
 /// The child. Returns when the worker is gone.
 fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     process::set_name(c"plyfs-opener");
@@ -161,7 +182,11 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     // So that the process keeps no filesystem of the host busy.
     std::env::set_current_dir("/")?;
     let real = |path: &PathBuf| std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
-    let dirs: Vec<PathBuf> = config.security.base_dirs.iter().map(real).collect();
+    let mut dirs: Vec<PathBuf> = config.security.base_dirs.iter().map(real).collect();
+    if !dirs.is_empty() {
+        // The images that `disk commit` makes.
+        dirs.push(real(&config.store.join(layout::IMAGES)));
+    }
     confine::opener(&config.security, &dirs);
     // The supervisor passed the mount's path without symbolic links. Resolving it here would access the mount.
     let rules = Rules { mount: config.mount.clone(), dirs };

@@ -26,7 +26,7 @@ use super::confine;
 use clouds::Tokens;
 pub use keys::KeyRequest;
 
-use crate::config::{Config, CredentialConfig, CredentialSource, HttpConfig};
+use crate::config::{Config, CredentialConfig, CredentialSource, HttpConfig, S3Config, S3Keys};
 use crate::io::{confine as process, sys};
 use crate::source::http::{Credentials, Secret, SecretName, Section};
 
@@ -51,8 +51,7 @@ impl CredentialHelper {
     /// # Errors
     /// When the process has other threads, or cannot fork.
     pub fn start(config: &Config) -> io::Result<Option<Self>> {
-        let http = &config.http;
-        if http.credentials.is_empty() && http.clouds.is_empty() && !config.encryption.reads_secrets() {
+        if !config.http.reads_secrets() && !config.encryption.reads_secrets() {
             return Ok(None);
         }
         let (ours, theirs) = sys::message_pair()?;
@@ -125,7 +124,7 @@ impl Credentials for CredentialHelper {
 fn encode(SecretName { section, number }: SecretName) -> [u8; 4] {
     let section = match section {
         Section::Http => 0,
-        // 1 is left to another section.
+        Section::S3 => 1,
         Section::Cloud => 2,
     };
     let [low, high] = u16::try_from(number).unwrap_or(u16::MAX).to_le_bytes();
@@ -136,6 +135,7 @@ fn decode(message: &[u8]) -> Option<SecretName> {
     let [low, high, section, 0] = *message else { return None };
     let section = match section {
         0 => Section::Http,
+        1 => Section::S3,
         2 => Section::Cloud,
         _ => return None,
     };
@@ -188,7 +188,7 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     }
 }
 
-/// The files of credentials; `None` when a credential has another source.
+/// The files of credentials and keys; `None` when one of them is printed by a program.
 fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
     let file = |credential| match CredentialConfig::source(credential) {
         Some(
@@ -196,7 +196,12 @@ fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
         ) => Some(path),
         Some(CredentialSource::Command(_)) | None => None,
     };
-    http.credentials.iter().map(file).collect()
+    let keys = http.s3.iter().filter_map(|entry| match entry.keys() {
+        Some(S3Keys::File(path)) => Some(Some(path)),
+        Some(S3Keys::Command(_)) | None => Some(None),
+        Some(S3Keys::Environment | S3Keys::Instance(_) | S3Keys::Anonymous) => None,
+    });
+    http.credentials.iter().map(file).chain(keys).collect()
 }
 
 /// Carries out a request.
@@ -208,6 +213,9 @@ fn find(request: &[u8], config: &Config, tokens: Option<&Tokens>) -> Result<Secr
     match decode(request) {
         Some(SecretName { section: Section::Http, number }) => {
             config.http.credentials.get(number).map_or_else(none, obtain)
+        }
+        Some(SecretName { section: Section::S3, number }) => {
+            config.http.s3.get(number).map_or_else(none, keys_of)
         }
         Some(SecretName { section: Section::Cloud, number }) => {
             let tokens = tokens.ok_or("the helper has no client for keystone; see the log")?;
@@ -237,14 +245,51 @@ fn obtain(credential: &CredentialConfig) -> Result<Secret, String> {
     match credential.source() {
         Some(
             CredentialSource::Bearer(path) | CredentialSource::Basic(path) | CredentialSource::Headers(path),
-        ) => read(path).map_err(|why| format!("{}: {why}", path.display())),
-        Some(CredentialSource::Command(command)) => {
-            let (program, arguments) = command.split_first().ok_or("the command is empty; name a program")?;
-            execute(program, arguments, ("PLYFS_URL", &credential.url), COMMAND_TIME)
-                .map_err(|why| format!("{program}: {why}"))
-        }
+        ) => read_named(path),
+        Some(CredentialSource::Command(command)) => run_command(command, ("PLYFS_URL", &credential.url)),
         None => Err("the credential has no source; name a file or a command".into()),
     }
+}
+
+/// Variables with keys, as the AWS CLI names them, and their names in a file of keys.
+const KEY_VARIABLES: [(&str, &str); 3] = [
+    ("AWS_ACCESS_KEY_ID", "aws_access_key_id"),
+    ("AWS_SECRET_ACCESS_KEY", "aws_secret_access_key"),
+    ("AWS_SESSION_TOKEN", "aws_session_token"),
+];
+
+/// Keys for buckets: a file's text, what a program prints, or variables in the form of a file.
+fn keys_of(entry: &S3Config) -> Result<Secret, String> {
+    match entry.keys() {
+        Some(S3Keys::File(path)) => read_named(path),
+        Some(S3Keys::Command(command)) => run_command(command, ("PLYFS_BUCKET", &entry.bucket)),
+        Some(S3Keys::Environment) => {
+            let section = entry.profile.as_deref().unwrap_or("default");
+            let mut text = zeroize::Zeroizing::new(format!("[{section}]\n"));
+            for (variable, name) in KEY_VARIABLES {
+                match std::env::var(variable) {
+                    Ok(value) => text.push_str(&format!("{name} = {value}\n")),
+                    Err(_) if variable == "AWS_SESSION_TOKEN" => {}
+                    Err(_) => {
+                        return Err(format!("the daemon has no variable {variable}; set it, and restart"));
+                    }
+                }
+            }
+            Ok(Secret::new(text.as_bytes().to_vec()))
+        }
+        Some(S3Keys::Instance(_) | S3Keys::Anonymous) | None => {
+            Err("the configuration has no keys for the buckets; see [[http.s3]]".into())
+        }
+    }
+}
+
+fn read_named(path: &Path) -> Result<Secret, String> {
+    read(path).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+fn run_command(command: &[String], variable: (&str, &str)) -> Result<Secret, String> {
+    let (program, arguments) = command.split_first().ok_or("the command is empty; name a program")?;
+    execute(program, arguments, variable, COMMAND_TIME).map_err(|why| format!("{program}: {why}"))
 }
 
 fn read(path: &Path) -> Result<Secret, String> {

@@ -272,6 +272,8 @@ fn conditional(role: Role, listens: Option<RawFd>) -> Vec<(c_long, Arg)> {
         (libc::SYS_tgkill, Arg::Is(0, pid)),
         (libc::SYS_prlimit64, Arg::Is(0, 0)),
         (libc::SYS_prlimit64, Arg::Is(0, pid)),
+        // The priority of the calling thread.
+        (libc::SYS_setpriority, Arg::Is(1, 0)),
     ];
     for option in [libc::PR_SET_NAME as u64, libc::PR_SET_PDEATHSIG as u64, PR_SET_VMA, PR_SET_IO_FLUSHER] {
         all.push((libc::SYS_prctl, Arg::Is(0, option)));

@@ -176,6 +176,7 @@ impl Fixture {
             format: ImageFormat::Raw,
             is_format_given: true,
             probed: Some((identity, bytes(0, 4096))),
+            proof: None,
         };
         let new = NewBase {
             name: "b".into(),

@@ -133,6 +133,11 @@ impl FileSource {
         self.found.into()
     }
 
+    /// The path that it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Whether reads bypass the page cache.
     pub fn is_direct(&self) -> bool {
         self.direct

@@ -24,7 +24,7 @@ impl GlanceIdentity {
             return None;
         };
         let (etag, last_modified) = (etag.clone(), last_modified.clone());
-        let answer = HttpIdentity { size: identity.size, etag, last_modified };
+        let answer = HttpIdentity { size: identity.size, etag, last_modified, version: None };
         Some(Self { id: id.clone(), hash: hash.clone(), data: *data, answer })
     }
 
@@ -46,7 +46,7 @@ impl GlanceIdentity {
 
 impl From<GlanceIdentity> for BaseIdentity {
     fn from(image: GlanceIdentity) -> Self {
-        let GlanceIdentity { id, hash, data, answer: HttpIdentity { size, etag, last_modified } } = image;
+        let GlanceIdentity { id, hash, data, answer: HttpIdentity { size, etag, last_modified, .. } } = image;
         Self { size, validator: Validator::Glance { id, hash, data, etag, last_modified }, digest: None }
     }
 }

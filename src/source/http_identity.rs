@@ -13,6 +13,9 @@ pub struct HttpIdentity {
     pub etag: Option<String>,
     /// The date as it was sent.
     pub last_modified: Option<String>,
+    /// The id of the version, where the object is in a bucket that keeps versions. It proves no difference: in another
+    /// bucket the same object has another version. Requests to a bucket name it.
+    pub version: Option<String>,
 }
 
 pub(super) fn is_weak(etag: &str) -> bool {
@@ -24,10 +27,15 @@ fn opaque(etag: &str) -> &str {
 }
 
 impl HttpIdentity {
-    /// Of a record; none when the record has an object of another kind.
+    /// Of a record; none when the record has an object of no web server.
     pub fn of(identity: &BaseIdentity) -> Option<Self> {
-        let Validator::Http { etag, last_modified } = &identity.validator else { return None };
-        Some(Self { size: identity.size, etag: etag.clone(), last_modified: last_modified.clone() })
+        let (etag, last_modified, version) = match &identity.validator {
+            Validator::Http { etag, last_modified } => (etag, last_modified, &None),
+            Validator::S3 { version, etag, last_modified } => (etag, last_modified, version),
+            Validator::File { .. } | Validator::Glance { .. } => return None,
+        };
+        let [etag, last_modified, version] = [etag, last_modified, version].map(Clone::clone);
+        Some(Self { size: identity.size, etag, last_modified, version })
     }
 
     /// The tag for `If-Match`, which compares strongly.
@@ -71,14 +79,22 @@ impl HttpIdentity {
     }
 }
 
-impl From<HttpIdentity> for BaseIdentity {
-    fn from(identity: HttpIdentity) -> Self {
-        let HttpIdentity { size, etag, last_modified } = identity;
-        Self { size, validator: Validator::Http { etag, last_modified }, digest: None }
+#[cfg(feature = "daemon")]
+impl HttpIdentity {
+    /// For the record of an object of a web server.
+    pub(super) fn of_web(self) -> BaseIdentity {
+        let Self { size, etag, last_modified, .. } = self;
+        BaseIdentity { size, validator: Validator::Http { etag, last_modified }, digest: None }
+    }
+
+    /// For the record of an object of a bucket.
+    pub(super) fn of_bucket(self) -> BaseIdentity {
+        let Self { size, etag, last_modified, version } = self;
+        BaseIdentity { size, validator: Validator::S3 { version, etag, last_modified }, digest: None }
     }
 }
 
-/// See [`compare`](super::compare); none when one of the objects is of another kind.
+/// See [`compare`](super::compare); none when one of the objects is of no web server.
 pub(super) fn compare(
     registered: &BaseIdentity,
     found: &BaseIdentity,

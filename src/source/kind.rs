@@ -6,7 +6,7 @@
 //! (`tests/layering.rs`). What must hold: [`compare`] alone decides whether an object is the one that was registered.
 
 use super::identity::{KeyParts, Verdict};
-use super::{file, glance_identity, http_identity};
+use super::{file, glance_identity, http_identity, s3};
 use crate::format::record::{BaseIdentity, Strictness, Validator};
 
 /// A kind of source.
@@ -16,6 +16,8 @@ pub enum Kind {
     File,
     /// An object of a web server.
     Http,
+    /// An object of a bucket.
+    S3,
     /// An image of a Glance.
     Glance,
 }
@@ -26,6 +28,7 @@ impl Kind {
         match validator {
             Validator::File { .. } => Self::File,
             Validator::Http { .. } => Self::Http,
+            Validator::S3 { .. } => Self::S3,
             Validator::Glance { .. } => Self::Glance,
         }
     }
@@ -34,6 +37,7 @@ impl Kind {
         match self {
             Self::File => "a file of this host",
             Self::Http => "an object of a web server",
+            Self::S3 => "an object of a bucket",
             Self::Glance => "an image of a Glance",
         }
     }
@@ -43,7 +47,8 @@ impl Kind {
 pub fn compare(registered: &BaseIdentity, found: &BaseIdentity, strictness: Strictness) -> Verdict {
     let verdict = match Kind::of_validator(&registered.validator) {
         Kind::File => file::compare(registered, found),
-        Kind::Http => http_identity::compare(registered, found, strictness),
+        // A web server may have a copy of the object of a bucket, with the same validators.
+        Kind::Http | Kind::S3 => http_identity::compare(registered, found, strictness),
         Kind::Glance => glance_identity::compare(registered, found, strictness),
     };
     verdict.unwrap_or_else(|| {
@@ -59,6 +64,9 @@ pub fn key_parts(validator: &Validator) -> KeyParts {
         Validator::Http { etag, last_modified } => {
             http_identity::key_parts(etag.as_deref(), last_modified.as_deref())
         }
+        Validator::S3 { version, etag, last_modified } => {
+            s3::key_parts(version.as_deref(), etag.as_deref(), last_modified.as_deref())
+        }
         Validator::Glance { id, hash, .. } => glance_identity::key_parts(id, hash),
     }
 }
@@ -67,15 +75,17 @@ pub fn key_parts(validator: &Validator) -> KeyParts {
 mod places {
     use std::sync::Arc;
 
-    use super::Kind;
+    use super::{Kind, s3};
     use crate::config::HttpConfig;
-    use crate::source::http::{self, Clouds, Credentials, HttpIdentity, Located};
-    use crate::source::{Location, SourceError, SourceErrorKind};
+    use crate::format::record::BaseIdentity;
+    use crate::source::http::{self, Authoriser, Clouds, Credentials, Located};
+    use crate::source::{HttpIdentity, Location, SourceError, SourceErrorKind};
 
     /// Schemes of URLs, and the kind that each is of.
     const SCHEMES: &[(&str, Kind)] = &[
         ("http", Kind::Http),
         ("https", Kind::Http),
+        (s3::SCHEME, Kind::S3),
         ("glance", Kind::Glance),
         ("glance+http", Kind::Glance),
         ("glance+cloud", Kind::Glance),
@@ -84,21 +94,35 @@ mod places {
 
     /// What the kinds of sources that are fetched by HTTP have of the configuration.
     pub struct Services {
+        s3: s3::Services,
         pub(in crate::source) clouds: Clouds,
     }
 
     impl Services {
         pub(in crate::source) fn new(config: &HttpConfig, reader: &Arc<dyn Credentials>) -> Self {
-            Self { clouds: Clouds::new(&config.clouds, reader) }
+            Self { s3: s3::Services::new(config, reader), clouds: Clouds::new(&config.clouds, reader) }
         }
 
         /// Where a source is, and who authorises requests for it. `pinned` is its object, when that is known.
         pub(in crate::source) fn locate(
             &self,
             source: &str,
-            _pinned: Option<&HttpIdentity>,
+            pinned: Option<&HttpIdentity>,
         ) -> Result<Located, SourceError> {
-            self.clouds.locate(source).unwrap_or_else(|| Located::web(source))
+            if let Some(located) = self.clouds.locate(source) {
+                return located;
+            }
+            match Kind::of(source)? {
+                Kind::S3 => self.s3.locate(source, pinned.and_then(|pinned| pinned.version.as_deref())),
+                Kind::Http | Kind::Glance | Kind::File => {
+                    let mut located = Located::web(source)?;
+                    if located.authoriser.is_none() {
+                        located.authoriser =
+                            s3::presigned(&located.url).map(|url| Arc::new(url) as Arc<dyn Authoriser>);
+                    }
+                    Ok(located)
+                }
+            }
         }
     }
 
@@ -125,8 +149,28 @@ mod places {
         pub fn check(self, places: &[String]) -> Result<(), SourceError> {
             match self {
                 Self::File => Ok(()),
-                Self::Http => places.iter().try_for_each(|url| http::check_url(url)),
+                Self::Http | Self::S3 => places.iter().try_for_each(|url| match Self::of(url)? {
+                    Self::S3 => s3::check_url(url),
+                    Self::Http | Self::Glance | Self::File => http::check_url(url),
+                }),
                 Self::Glance => places.iter().try_for_each(|url| http::check_image_url(url)),
+            }
+        }
+
+        /// Whether an object of this kind has a name that another object beside it can have with a suffix. An image of a
+        /// Glance has an ID.
+        pub fn has_neighbours(self) -> bool {
+            match self {
+                Self::File | Self::Http | Self::S3 => true,
+                Self::Glance => false,
+            }
+        }
+
+        /// What a record has of an object that a server described by its validators.
+        pub fn identity(self, found: HttpIdentity) -> BaseIdentity {
+            match self {
+                Self::S3 => found.of_bucket(),
+                Self::Http | Self::Glance | Self::File => found.of_web(),
             }
         }
     }
@@ -238,7 +282,9 @@ mod tests {
         assert_eq!(Kind::of("HTTPS://h/a").unwrap(), Kind::Http);
         let error = Kind::of("ftp://user:secret@h/a?token").unwrap_err().to_string();
         assert!(
-            error.contains("http, https, glance") && !error.contains("secret") && !error.contains("token"),
+            error.contains("http, https, s3, glance")
+                && !error.contains("secret")
+                && !error.contains("token"),
             "{error}"
         );
     }

@@ -22,9 +22,13 @@ mod location;
 mod open;
 #[cfg(feature = "daemon")]
 pub mod openstack;
+pub mod pages;
 mod patience;
+mod proven;
+mod proven_file;
 mod provenance;
 mod remote;
+mod s3;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +50,8 @@ pub use kind::{Kind, compare, key_parts};
 pub use location::Location;
 pub use open::{OpenHere, OpenImage, Opened};
 pub use patience::{Wanted, without_files};
+pub use proven::{Disproven, Parts, ProofOfRange, Prover, disproven, proven_key};
+pub use proven_file::{ProofFile, ProvenFile};
 pub use provenance::{Provenance, note, observe};
 pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall, StallKind, UrlState};
 

@@ -10,7 +10,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use parking_lot::Mutex;
+
 use super::SourceError;
+use super::proven::{ProofOfRange, Prover, disproven};
 
 /// Why bytes are fetched. Decides the priority (in this order) and how long the fetch is retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,7 +72,7 @@ pub trait Spawn: Send + Sync {
 }
 
 /// One immutable object behind a network. See the module.
-pub trait RemoteSource: Send + Sync {
+pub trait RemoteSource: Send + Sync + 'static {
     /// Size of the object in bytes.
     fn size(&self) -> u64;
 
@@ -90,6 +93,41 @@ pub trait RemoteSource: Send + Sync {
     fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, since: Instant, deliver: Deliver)
     -> Fetch;
 
+    /// As [`fetch`](Self::fetch), for a range of whole parts: delivers only parts that `proof` proves (D103). A server
+    /// whose bytes are not those is one that fails: another one is asked, or the same one later.
+    ///
+    /// # Errors
+    /// As [`fetch`](Self::fetch), and those of `proof`. Of a file of this host `Changed`, when a part is not what it must
+    /// be.
+    fn fetch_proven(
+        self: Arc<Self>,
+        range: Range<u64>,
+        purpose: Purpose,
+        since: Instant,
+        mut deliver: Deliver,
+        proof: ProofOfRange,
+    ) -> Fetch {
+        Box::pin(async move {
+            let prover = Arc::new(Mutex::new(Prover::new(range.clone(), proof.unit)));
+            let parts = proof.parts.await?;
+            prover.lock().know(parts);
+            let (all, failed) = (prover.clone(), Arc::new(Mutex::new(None)));
+            let noted = failed.clone();
+            let taking: Deliver = Box::new(move |bytes| {
+                let mut noted = noted.lock();
+                if noted.is_none() {
+                    let mut prover = all.lock();
+                    prover.take(bytes);
+                    *noted = prover.deliver(&mut *deliver).err();
+                }
+            });
+            let shown = self.shown();
+            self.fetch(range, purpose, since, taking).await?;
+            let failed = failed.lock().take();
+            failed.map_or(Ok(()), |what| Err(disproven(&shown, &what)))
+        })
+    }
+
     /// Since when reads wait for the server, and why; none when no read waits.
     fn stall(&self) -> Option<Stall>;
 
@@ -105,6 +143,11 @@ pub trait RemoteSource: Send + Sync {
 
     /// The URLs, in the order in which they are asked.
     fn urls(&self) -> Vec<UrlState>;
+
+    /// The URLs of the proof of the object, where it has one.
+    fn proof_urls(&self) -> Vec<UrlState> {
+        Vec::new()
+    }
 
     /// Whether the object is a file of this host.
     fn is_local(&self) -> bool {

@@ -12,11 +12,13 @@ use crate::base::{Base, Layer};
 use crate::cache::BlockCache;
 use crate::events::{Events, Traffic};
 use crate::format::layout;
-use crate::format::record::{BaseOptions, BaseRecord, ImageFile, ImageFormat, Moved};
+use crate::format::record::{BaseOptions, BaseRecord, FileProof, ImageFile, ImageFormat, Moved};
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
 use crate::mutant::Mutant;
-use crate::source::{FileSource, OpenImage, Source, SourceError, SourceErrorKind, compare};
+use crate::source::{
+    FileSource, OpenHere, OpenImage, ProvenFile, Source, SourceError, SourceErrorKind, compare,
+};
 use crate::stats::{Counters, Registry};
 
 /// Opens the files of bases.
@@ -26,6 +28,14 @@ pub trait Sources: Send + Sync {
     /// # Errors
     /// When it cannot be opened.
     fn file(&self, path: &Path) -> Result<FileSource, SourceError>;
+
+    /// A file that was opened, each group of it proven when it is read where its record names a proof.
+    ///
+    /// # Errors
+    /// When the proof cannot be opened.
+    fn proven(&self, file: FileSource, proof: Option<&FileProof>) -> Result<Arc<dyn Source>, SourceError> {
+        ProvenFile::wrap(&OpenHere, file, proof)
+    }
 
     /// Opens a file that is kept block by block ([`BaseRecord::keeps`]) and checks its identity: a file behind a
     /// network, or a file of this host that is being copied. Asks no server: a server that is down does not keep a disk
@@ -46,9 +56,13 @@ impl<O: OpenImage> Sources for O {
         FileSource::open_with(self, path)
     }
 
+    fn proven(&self, file: FileSource, proof: Option<&FileProof>) -> Result<Arc<dyn Source>, SourceError> {
+        ProvenFile::wrap(self, file, proof)
+    }
+
     fn kept(&self, _base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
         if file.is_local() {
-            return Ok(Arc::new(self.file(Path::new(&file.source))?));
+            return self.proven(self.file(Path::new(&file.source))?, file.proof.as_ref());
         }
         let (why, advice) = ("there is no network here", "run `plyfs serve`");
         Err(SourceError::remote(SourceErrorKind::Unreachable, "open", "a URL", why, advice))
@@ -358,7 +372,7 @@ impl BaseNode {
         }
         let source = self.sources.file(Path::new(&file.source)).map_err(wrap)?;
         match compare(&file.identity, &source.found(), record.options.strictness).difference() {
-            None => Ok(Arc::new(source)),
+            None => self.sources.proven(source, file.proof.as_ref()).map_err(wrap),
             Some(why) => Err(StoreError::BaseChanged {
                 object: self.object(),
                 why: format!(

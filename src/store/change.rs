@@ -13,7 +13,9 @@ use parking_lot::Mutex;
 use super::node::NewEncryption;
 use super::pools::DEFAULT;
 use super::records::{RECORD_LIMIT, RECORD_ROOM};
-use super::{BaseNode, DiskNode, InheritedLiveMap, NewDisk, Replace, Store, StoreError, check_name};
+use super::{
+    AT_A_TIME, BaseNode, DiskNode, InheritedLiveMap, NewDisk, Replace, Store, StoreError, check_name,
+};
 use crate::format::encryption::KeySource;
 use crate::format::features::Features;
 use crate::format::lineage::Lineage;
@@ -159,9 +161,14 @@ impl Store {
             }
         }
         self.write_and_admit(drafts, request)?;
-        let names = self.names.read();
-        let all = wanted.iter().map(|new| names.disk_names.get(&new.name).and_then(|id| names.disks.get(id)));
-        Ok(all.flatten().cloned().collect())
+        let mut all = Vec::with_capacity(wanted.len());
+        for part in wanted.chunks(AT_A_TIME) {
+            let names = self.names.read();
+            let made =
+                part.iter().map(|new| names.disk_names.get(&new.name).and_then(|id| names.disks.get(id)));
+            all.extend(made.flatten().cloned());
+        }
+        Ok(all)
     }
 
     /// Checks that the names can be names, and that no two are the same.
@@ -193,12 +200,15 @@ impl Store {
         Ok(())
     }
 
-    /// Lists new disks.
+    /// Lists new disks. Lookups of other disks go on in between.
     fn admit(&self, nodes: &[Arc<DiskNode>]) {
-        let mut names = self.names.write();
-        for node in nodes {
-            names.disk_names.insert(node.name(), node.id());
-            names.disks.insert(node.id(), node.clone());
+        for part in nodes.chunks(AT_A_TIME) {
+            let named: Vec<_> = part.iter().map(|node| (node.name(), node.clone())).collect();
+            let mut names = self.names.write();
+            for (name, node) in named {
+                names.disk_names.insert(name, node.id());
+                names.disks.insert(node.id(), node);
+            }
         }
     }
 
@@ -380,7 +390,7 @@ impl Store {
     ///
     /// The kernel keeps the inodes of a request until the request is answered, so none of them is purged meanwhile.
     pub fn done_by(&self, request: MountRequest) -> Option<Arc<DiskNode>> {
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         disks.into_iter().find(|disk| disk.was_changed_by(Some(Request::Mount(request))))
     }
 
@@ -499,6 +509,8 @@ impl Store {
             return Ok(());
         }
         node.retire();
+        // Which disks need a layer changes with a disk that has layers only.
+        let frees_layers = !node.lineage().layers.is_empty();
         let purge = || {
             if Mutant::RecordRemovedFirst.is_active() {
                 self.medium.remove(&layout::disk_path(id))?;
@@ -509,7 +521,9 @@ impl Store {
         };
         purge().map_err(StoreError::io(object, "removing its files"))?;
         self.names.write().disks.remove(&id);
-        self.count_quotas();
+        if frees_layers {
+            self.count_quotas();
+        }
         Ok(())
     }
 

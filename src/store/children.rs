@@ -56,14 +56,14 @@ fn kind_of(node: &DiskNode) -> ChildKind {
 }
 
 impl Store {
-    fn all_disks(&self) -> Vec<Arc<DiskNode>> {
-        self.names.read().disks.values().filter(|node| !node.is_retired()).cloned().collect()
+    fn present_disks(&self) -> Vec<Arc<DiskNode>> {
+        self.all_disks().into_iter().filter(|node| !node.is_retired()).collect()
     }
 
     /// What stands on a base: disks with their snapshots, disks in the trash, and removed disks that are open.
     pub fn base_children(&self, base: u64) -> Vec<BaseChild> {
         let mut found = Vec::new();
-        for node in self.all_disks().into_iter().filter(|node| node.base_id() == Some(base)) {
+        for node in self.present_disks().into_iter().filter(|node| node.base_id() == Some(base)) {
             let (name, kind) = (node.name(), kind_of(&node));
             found.push(BaseChild { name: name.clone(), number: node.id(), kind });
             node.each_snapshot(|snapshot| {
@@ -101,7 +101,7 @@ impl Store {
         };
         let heights = heights(&lineage);
         let mut found = Vec::new();
-        for other in self.all_disks().into_iter().filter(|other| other.id() != node.id()) {
+        for other in self.present_disks().into_iter().filter(|other| other.id() != node.id()) {
             let mut layers: Vec<u64> = Vec::new();
             other.each_delta(|delta| layers.extend(heights.contains_key(&delta).then_some(delta)));
             layers.sort_unstable_by_key(|layer| heights[layer]);

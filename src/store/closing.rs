@@ -33,7 +33,7 @@ impl Store {
             tracer.close();
         }
         self.bases().iter().for_each(|base| base.forget_token());
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         let mut of_pools: BTreeMap<u64, Vec<Arc<DiskNode>>> = BTreeMap::new();
         for disk in disks {
             of_pools.entry(self.pool_of(&disk)).or_default().push(disk);
@@ -109,7 +109,7 @@ impl Store {
                 None => {}
             }
         }
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         let mut owners = HashMap::new();
         for node in &disks {
             node.each_delta(|delta| {

@@ -53,6 +53,14 @@ pub enum StoreError {
         /// The objects that need it.
         users: String,
     },
+    /// The disk was removed and can be restored.
+    #[error("disk {name}: it is in the trash; restore it with: plyfs trash restore {number}")]
+    Trashed {
+        /// The name that it had.
+        name: String,
+        /// Its number.
+        number: u64,
+    },
     /// The request is invalid.
     #[error("{object}: {why}")]
     Invalid {
@@ -202,7 +210,9 @@ impl StoreError {
     /// What went wrong, for programs.
     pub fn kind(&self) -> StoreErrorKind {
         match self {
-            Self::NotFound { .. } | Self::NotInTrash { .. } => StoreErrorKind::NotFound,
+            Self::NotFound { .. } | Self::NotInTrash { .. } | Self::Trashed { .. } => {
+                StoreErrorKind::NotFound
+            }
             Self::Exists { .. } | Self::Taken { .. } => StoreErrorKind::Exists,
             Self::InUse { .. } => StoreErrorKind::InUse,
             Self::Invalid { .. } | Self::Locked { .. } => StoreErrorKind::Invalid,
@@ -222,7 +232,7 @@ impl StoreError {
     /// The error number that a system call reports.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::NotFound { .. } | Self::NotInTrash { .. } => libc::ENOENT,
+            Self::NotFound { .. } | Self::NotInTrash { .. } | Self::Trashed { .. } => libc::ENOENT,
             Self::Exists { .. } | Self::Taken { .. } => libc::EEXIST,
             Self::InUse { .. } => libc::EBUSY,
             Self::Invalid { .. } => libc::EINVAL,

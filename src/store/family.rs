@@ -288,7 +288,7 @@ impl Store {
     pub(super) fn needed_by_none(&self, node: &DiskNode, numbers: Vec<u64>) -> Vec<u64> {
         let mut left: HashSet<u64> = numbers.iter().copied().collect();
         if !left.is_empty() && !Mutant::SharedLayerRemoved.is_active() {
-            let others: Vec<_> = self.names.read().disks.values().cloned().collect();
+            let others = self.all_disks();
             for other in others.iter().filter(|other| other.id() != node.id() && !other.is_retired()) {
                 other.each_delta(|delta| {
                     left.remove(&delta);
@@ -325,7 +325,7 @@ impl Store {
     /// How many other disks need each of the layers of a disk, by the layer's number.
     pub fn layer_uses(&self, node: &DiskNode) -> HashMap<u64, u64> {
         let own: HashSet<u64> = node.lineage().layers.iter().map(|layer| layer.number).collect();
-        let others: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let others = self.all_disks();
         let mut uses = HashMap::new();
         for other in others.iter().filter(|other| other.id() != node.id()) {
             other.each_delta(|delta| {
@@ -391,7 +391,7 @@ impl Store {
 
     /// As [`Store::remove_dropped_at`], of the disks in one pool.
     pub(super) fn remove_dropped_in(&self, pool: u64, now: Instant) {
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         let is_due = |disk: &Arc<DiskNode>| {
             disk.has_dropped() && self.pool_of(disk) == pool && disk.removal_retry.is_due(now)
         };

@@ -125,6 +125,9 @@ struct Names {
     base_names: HashMap<String, u64>,
 }
 
+/// Disks that are listed, or taken from the list, at a time: every request of a guest looks its disk up in it.
+const AT_A_TIME: usize = 256;
+
 /// The properties of a new disk.
 #[derive(Debug, Clone, Default)]
 pub struct NewDisk {
@@ -466,6 +469,14 @@ impl Store {
         self.pools.never_wait()
     }
 
+    /// A number that nothing in the store has or had.
+    ///
+    /// # Errors
+    /// Errors of the storage.
+    pub fn new_number(&self) -> Result<u64, StoreError> {
+        self.new_id()
+    }
+
     fn new_id(&self) -> Result<u64, StoreError> {
         self.new_ids(1)
     }
@@ -541,16 +552,43 @@ impl Store {
         self.names.read().bases.get(&id).cloned()
     }
 
-    /// All linked disks with a number above `after`, by number.
+    /// All linked disks with a number above `after`, by number. Lookups and changes go on in between.
     pub fn disks_after(&self, after: u64) -> Vec<Arc<DiskNode>> {
+        let mut all: Vec<Arc<DiskNode>> = Vec::new();
+        loop {
+            let part = self.next_disks(all.last().map_or(after, |disk| disk.id()));
+            if part.is_empty() {
+                return all;
+            }
+            all.extend(part);
+        }
+    }
+
+    /// All disks by number, those without a name too. Lookups and changes go on in between.
+    fn all_disks(&self) -> Vec<Arc<DiskNode>> {
+        let mut all: Vec<Arc<DiskNode>> = Vec::new();
+        loop {
+            let names = self.names.read();
+            let before = all.len();
+            let from = all.last().map_or(0, |disk| disk.id() + 1);
+            all.extend(names.disks.range(from..).map(|(_, disk)| disk).take(AT_A_TIME).cloned());
+            if all.len() == before {
+                return all;
+            }
+        }
+    }
+
+    /// Some of the linked disks with a number above `after`, by number: the next ones. None when there are no more.
+    pub fn next_disks(&self, after: u64) -> Vec<Arc<DiskNode>> {
         let names = self.names.read();
-        names.disks.range(after + 1..).map(|(_, d)| d).filter(|d| !d.is_unlinked()).cloned().collect()
+        let linked = names.disks.range(after + 1..).map(|(_, d)| d).filter(|d| !d.is_unlinked());
+        linked.take(AT_A_TIME).cloned().collect()
     }
 
     /// All unlinked disks that live until their last close: those that are not in the trash.
     pub fn unlinked(&self) -> Vec<Arc<DiskNode>> {
-        let is_to_go = |disk: &&Arc<DiskNode>| disk.is_unlinked() && disk.trashed().is_none();
-        self.names.read().disks.values().filter(is_to_go).cloned().collect()
+        let is_to_go = |disk: &Arc<DiskNode>| disk.is_unlinked() && disk.trashed().is_none();
+        self.all_disks().into_iter().filter(is_to_go).collect()
     }
 
     /// All bases, by number.
@@ -562,7 +600,7 @@ impl Store {
     pub fn users(&self) -> HashMap<u64, Vec<String>> {
         let mut out: HashMap<u64, Vec<String>> = HashMap::new();
         // A record's lock may be held through a sync, so it is not taken under `names`.
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         for disk in disks {
             for base in disk.bases() {
                 out.entry(base).or_default().push(disk.described());

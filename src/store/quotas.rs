@@ -12,15 +12,12 @@ use crate::limits;
 impl Store {
     /// Counts the layers of the disks with quotas.
     pub fn count_quotas(&self) {
-        let (disks, limited): (Vec<Arc<DiskNode>>, Vec<Arc<DiskNode>>) = {
-            let names = self.names.read();
-            let is_limited = |disk: &&Arc<DiskNode>| disk.limiter().quota.is_set();
-            let limited: Vec<_> = names.disks.values().filter(is_limited).cloned().collect();
-            if limited.is_empty() {
-                return;
-            }
-            (names.disks.values().cloned().collect(), limited)
-        };
+        let disks = self.all_disks();
+        let is_limited = |disk: &&Arc<DiskNode>| disk.limiter().quota.is_set();
+        let limited: Vec<_> = disks.iter().filter(is_limited).cloned().collect();
+        if limited.is_empty() {
+            return;
+        }
         let mut needs = HashMap::new();
         for disk in disks.iter().filter(|disk| !disk.is_retired()) {
             disk.each_delta(|delta| *needs.entry(delta).or_default() += 1);
@@ -32,9 +29,8 @@ impl Store {
 
     /// The disks that have no room for what their clients wrote last.
     pub fn disks_at_quota(&self) -> Vec<Arc<DiskNode>> {
-        let names = self.names.read();
-        let is_at_quota = |disk: &&Arc<DiskNode>| disk.limiter().quota.is_reached() && !disk.is_unlinked();
-        names.disks.values().filter(is_at_quota).cloned().collect()
+        let is_at_quota = |disk: &Arc<DiskNode>| disk.limiter().quota.is_reached() && !disk.is_unlinked();
+        self.all_disks().into_iter().filter(is_at_quota).collect()
     }
 
     /// Requests that were refused because of quotas since the worker began.

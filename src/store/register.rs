@@ -12,7 +12,7 @@ use super::records::RECORD_LIMIT;
 use super::{BaseNode, Store, StoreError, check_name};
 use crate::format::layout;
 use crate::format::record::{
-    BaseIdentity, BaseOptions, BaseRecord, Digest, ImageFile, ImageFormat, Moved, Token,
+    BaseIdentity, BaseOptions, BaseRecord, Digest, FileProof, ImageFile, ImageFormat, Moved, Token,
 };
 use crate::image::{self, Chain, HEAD};
 use crate::io::{replace, sys};
@@ -34,6 +34,8 @@ pub struct NewFile {
     pub is_format_given: bool,
     /// Identity and first bytes, as its server sent them; `None` for a file of this host.
     pub probed: Option<(BaseIdentity, Vec<u8>)>,
+    /// By what its contents are proven.
+    pub proof: Option<FileProof>,
 }
 
 /// A new base.
@@ -64,6 +66,7 @@ impl NewBase {
             format: ImageFormat::Raw,
             is_format_given: true,
             probed: None,
+            proof: None,
         };
         let (backing, options) = (Vec::new(), BaseOptions::default());
         Self { name: name.into(), image, backing, onto: None, digest, options, token: None }
@@ -130,7 +133,7 @@ impl Store {
             }
             // Its servers answer as they did.
             let pinned = options.pinned;
-            options = BaseOptions { pinned, hydrate: false, given_up: false, ..onto.options };
+            options = BaseOptions { pinned, hydrate: false, given_up: false, copies: None, ..onto.options };
             let place = |file: u8| file + 1 + given as u8;
             moved = onto.moved.iter().map(|m| Moved { file: place(m.file), urls: m.urls.clone() }).collect();
             backing.extend(onto.files().cloned());
@@ -151,6 +154,11 @@ impl Store {
             moved,
             token: new.token,
         };
+        // Before the encoding, which takes no longer field.
+        let places = record.files().flat_map(|file| file.proof.iter().flat_map(|proof| &proof.places));
+        if places.map(String::len).sum::<usize>() as u64 > RECORD_LIMIT / 2 {
+            return Err(StoreError::invalid(object, "the places of its proofs are too long together"));
+        }
         let bytes = record.encode();
         if bytes.len() as u64 > RECORD_LIMIT {
             return Err(StoreError::invalid(object, "its paths and URLs are too long together; omit some"));
@@ -215,8 +223,8 @@ impl Store {
         if disk_size == 0 {
             return Err(invalid("its virtual disk has 0 bytes; give an image that is not empty".into()));
         }
-        let NewFile { source, mirrors, format, .. } = new;
-        Ok(ImageFile { source, mirrors, format, disk_size, identity })
+        let NewFile { source, mirrors, format, proof, .. } = new;
+        Ok(ImageFile { source, mirrors, format, disk_size, identity, proof })
     }
 }
 

@@ -30,11 +30,13 @@ pub enum Change {
 }
 
 impl Change {
+    const MOVE: &'static str = "move";
+
     /// That of a layer that is being made.
     pub fn of(purpose: &Purpose) -> &'static str {
         match purpose {
             // A merge takes the place of two layers at least.
-            Purpose::Merge { first, last } if first == last => "move",
+            Purpose::Merge { first, last } if first == last => Self::MOVE,
             Purpose::Merge { .. } => "compact",
             Purpose::Rebase { to: None, .. } => "flatten",
             Purpose::Rebase { to: Some(_), .. } => "rebase",
@@ -47,7 +49,7 @@ impl Change {
             Self::Flatten => "flatten",
             Self::Rebase(_) => "rebase",
             Self::Compact => "compact",
-            Self::Move(_) => "move",
+            Self::Move(_) => Self::MOVE,
         }
     }
 }
@@ -81,7 +83,7 @@ impl Store {
         if let Some(rework) = node.rework() {
             let same = Change::of(&rework.purpose) == change.name()
                 && !matches!(&rework.purpose, Purpose::Rebase { to: other, .. } if *other != to)
-                && (change.name() != "move" || self.pools.home(rework.layer.number) == pool);
+                && (change.name() != Change::MOVE || self.pools.home(rework.layer.number) == pool);
             if same {
                 node.note_rework(rework.done, rate)?;
                 return Ok(true);
@@ -120,9 +122,11 @@ impl Store {
                     node.seal_into(pool, || self.new_id())?;
                 }
                 let lineage = node.lineage();
-                let is_elsewhere = |layer: &&LayerEntry| self.pools.home(layer.number) != pool;
-                let Some(layer) = lineage.layers.iter().find(is_elsewhere) else { return Ok(false) };
-                (Purpose::Merge { first: layer.number, last: layer.number }, layer.size, layer.overlap)
+                let Some(layer) = self.next_to_move(&lineage, pool) else { return Ok(false) };
+                let number = self.new_id()?;
+                self.pools.place(number, pool);
+                node.begin_rework(made_of(layer, number, rate))?;
+                return Ok(true);
             }
             Change::Flatten | Change::Rebase(_) => {
                 let top = if node.lineage().snapshots.is_empty() {
@@ -146,17 +150,13 @@ impl Store {
         };
         let number = self.new_id()?;
         self.pools.place(number, pool);
-        let layer = LayerEntry {
-            number,
-            below: None,
-            seal: Seal::Pending,
-            size,
-            overlap,
-            modified_ns: sys::now_ns(),
-            map: MapRoot::default(),
-        };
-        node.begin_rework(Rework { purpose, layer, done: 0, rate })?;
+        node.begin_rework(Rework { purpose, layer: pending(number, size, overlap), done: 0, rate })?;
         Ok(true)
+    }
+
+    /// The layer of a disk that a move to a pool copies next.
+    fn next_to_move<'a>(&self, lineage: &'a Lineage, pool: u64) -> Option<&'a LayerEntry> {
+        lineage.layers.iter().find(|layer| self.pools.home(layer.number) != pool)
     }
 
     /// Name of the pool in which the layer lies that is being made for a disk, and space of the filesystem there.
@@ -236,13 +236,23 @@ impl Store {
         node.close_rework(&making)?;
         drop(making);
         let base = self.new_base(node)?;
+        // A move goes on with the next layer.
+        let moves = node.rework().filter(|rework| Change::of(&rework.purpose) == Change::MOVE);
+        let moves = moves.map(|rework| (self.pools.home(rework.layer.number), rework.rate));
         let users = base.0.iter().map(|(base, _)| base.id()).collect();
         let _attached = node.attach()?;
         let name = node.name();
         let done = {
             let _claim = self.claims.adoption(&name, node.id(), users);
             let unneeded = |numbers| self.to_drop(node, numbers);
-            node.finish_rework(base, unneeded, &self.dropping)?
+            let number = moves.map(|_| self.new_id()).transpose()?;
+            let follow = |lineage: &Lineage| {
+                let ((pool, rate), number) = (moves?, number?);
+                let next = self.next_to_move(lineage, pool)?;
+                self.pools.place(number, pool);
+                Some(made_of(next, number, rate))
+            };
+            node.finish_rework(base, unneeded, &self.dropping, follow)?
         };
         drop(_attached);
         let Some(old) = done else {
@@ -305,6 +315,25 @@ impl Store {
     /// The disks for which a layer is being made.
     pub fn reworked(&self) -> Vec<Arc<DiskNode>> {
         self.disks_after(0).into_iter().filter(|node| node.rework().is_some()).collect()
+    }
+}
+
+/// The making of a copy of a layer, with another number.
+fn made_of(layer: &LayerEntry, number: u64, rate: u64) -> Rework {
+    let purpose = Purpose::Merge { first: layer.number, last: layer.number };
+    Rework { purpose, layer: pending(number, layer.size, layer.overlap), done: 0, rate }
+}
+
+/// A layer that is to be made.
+fn pending(number: u64, size: u64, overlap: u64) -> LayerEntry {
+    LayerEntry {
+        number,
+        below: None,
+        seal: Seal::Pending,
+        size,
+        overlap,
+        modified_ns: sys::now_ns(),
+        map: MapRoot::default(),
     }
 }
 

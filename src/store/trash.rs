@@ -99,7 +99,7 @@ impl Store {
 
     /// The disks in the trash, those first that were removed first.
     pub fn trashed(&self) -> Vec<Arc<DiskNode>> {
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         // The clock ticks some hundred times a second. Of two disks that had one name, the one that had it first was removed
         // first.
         let with_time = |node: Arc<DiskNode>| Some(((node.trashed()?.removed_ns, node.name_seq()), node));
@@ -108,9 +108,20 @@ impl Store {
         found.into_iter().map(|(_, node)| node).collect()
     }
 
+    /// A disk by name, for an operator: the error says when a disk of that name is in the trash.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn disk_or_trashed(&self, name: &str) -> Result<Arc<DiskNode>, StoreError> {
+        self.disk(name).map_err(|error| match self.trashed().iter().rev().find(|node| node.name() == name) {
+            Some(node) => StoreError::Trashed { name: name.to_owned(), number: node.id() },
+            None => error,
+        })
+    }
+
     /// The disks in the trash with their bytes. Looks at their files.
     pub fn trash(&self) -> Vec<TrashedDisk> {
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         // How many disks need a delta, and how many of them have a name or are open.
         let mut needs: HashMap<u64, (u64, u64)> = HashMap::new();
         for disk in &disks {

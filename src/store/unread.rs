@@ -233,6 +233,11 @@ impl Store {
         self.unavailable.unread()
     }
 
+    /// Whether the records of all bases can be read.
+    pub fn knows_all_bases(&self) -> bool {
+        !self.unavailable.has_unavailable_base()
+    }
+
     /// Tries the unread records that are due. To be called about once a second.
     pub fn retry_unread(&self) {
         self.retry(self.unavailable.take_due(None));
@@ -295,7 +300,7 @@ impl Store {
         self.pools.learn(&record);
         self.pools.give_up_live_maps(&*self.live, record.lineage.deltas());
         let node = self.disk_node(record, InheritedLiveMap::Yes);
-        let all: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let all = self.all_disks();
         let rivals: Vec<_> = all.into_iter().filter(|disk| disk.name() == name).collect();
         let is_later = |disk: &Arc<DiskNode>| disk.name_seq() > seq;
         let (later, earlier): (Vec<_>, Vec<_>) = rivals.into_iter().partition(is_later);

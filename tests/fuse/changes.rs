@@ -1,7 +1,15 @@
 //! Flatten, rebase and compact: what a disk stands on changes, and none of its bytes.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -415,6 +423,126 @@ fn snapshots_that_come_and_go_do_not_fill_the_record_of_their_disk() {
         (shown["job"].is_null() && shown["layers"].as_array().unwrap().len() < 40).then_some(())
     });
     same(&bytes_of(&daemon, "vm1"), &wanted, "merged");
+    daemon.stop();
+    daemon.ok(&["check"]);
+}
+
+/// A control socket before that of a daemon. It calls a function once, before it passes on the first request for changed
+/// extents.
+struct Intercepted {
+    dir: tempfile::TempDir,
+    stops: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+/// Passes on what one side sends; `look` sees it first.
+fn pass(mut from: UnixStream, mut to: UnixStream, look: impl Fn(&[u8]) + Send + 'static) {
+    thread::spawn(move || {
+        let mut part = [0; 65536];
+        while let Ok(len @ 1..) = from.read(&mut part) {
+            look(&part[..len]);
+            if to.write_all(&part[..len]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
+    });
+}
+
+impl Intercepted {
+    fn new(daemon: &TestDaemon, before: impl FnOnce() + Send + 'static) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("control.sock")).unwrap();
+        let real = daemon.store().join("control.sock");
+        let (before, stops) = (Arc::new(Mutex::new(Some(before))), Arc::<AtomicBool>::default());
+        let told = stops.clone();
+        let thread = thread::spawn(move || {
+            for client in listener.incoming() {
+                let client = client.unwrap();
+                if told.load(Ordering::Acquire) {
+                    return;
+                }
+                let server = UnixStream::connect(&real).unwrap();
+                let before = before.clone();
+                pass(server.try_clone().unwrap(), client.try_clone().unwrap(), |_| ());
+                pass(client, server, move |sent| {
+                    if String::from_utf8_lossy(sent).contains("/extents")
+                        && let Some(before) = before.lock().unwrap().take()
+                    {
+                        before();
+                    }
+                });
+            }
+        });
+        Self { dir, stops, thread: Some(thread) }
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plyfs"));
+        command.env("PLYFS_STORE", self.dir.path()).args(args);
+        command.output().unwrap()
+    }
+}
+
+impl Drop for Intercepted {
+    fn drop(&mut self) {
+        self.stops.store(true, Ordering::Release);
+        drop(UnixStream::connect(self.dir.path().join("control.sock")));
+        let _ = self.thread.take().map(thread::JoinHandle::join);
+    }
+}
+
+#[test]
+fn an_export_onto_the_base_of_a_disk_that_gets_another_base_meanwhile_fails_and_leaves_nothing() {
+    let daemon = TestDaemon::on_disk();
+    let (first, second) = images();
+    add_base(&daemon, "first", &first);
+    add_base(&daemon, "second", &second);
+    let export = |disk: &str, image: &str| -> (Output, PathBuf) {
+        daemon.ok(&["disk", "create", disk, "--base", "first"]);
+        open(&daemon.disk(disk)).write_all_at(&[5; 4096], 2 * MIB as u64).unwrap();
+        let (mut rebase, name) = (daemon.command(), disk.to_owned());
+        let between = Intercepted::new(&daemon, move || {
+            let done = rebase.args(["disk", "rebase", &name, "second"]).output().unwrap();
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        });
+        let out = daemon.path(&format!("{disk}.qcow2"));
+        let onto = daemon.path(image);
+        let args = ["--format", "qcow2", "--onto", onto.to_str().unwrap()];
+        let run = between.run(&[&["disk", "export", disk, out.to_str().unwrap()], &args[..]].concat());
+        assert_eq!(daemon.json(&["disk", "show", disk])["base"], "second", "the test changes the base");
+        (run, out)
+    };
+    let (run, out) = export("vm1", "first.raw");
+    let error = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(!run.status.success() && error.contains("another base meanwhile"), "{error}");
+    assert!(!out.exists(), "an image that shows neither what the disk had nor what it has");
+    assert_eq!(daemon.json(&["disk", "snapshots", "vm1"]), serde_json::json!([]));
+}
+
+/// Guards D95.
+#[test]
+fn a_job_waits_for_a_base_that_cannot_be_opened_and_goes_on_when_it_is_back() {
+    let mut daemon = TestDaemon::on_disk();
+    let (image, _) = images();
+    add_base(&daemon, "b", &image);
+    daemon.ok(&["disk", "create", "vm1", "--base", "b"]);
+    let wanted = change(&daemon, "vm1", &image, 3);
+    daemon.ok(&["disk", "flatten", "vm1", "--rate", "64K", "--background"]);
+    let (at, away) = (daemon.path("b.raw"), daemon.path("away.raw"));
+    fs::rename(&at, &away).unwrap();
+    // The next worker cannot open the base.
+    daemon.kill_worker();
+    until("the job says what it waits for", || {
+        let job = daemon.json(&["job", "show", "flatten-vm1"]);
+        assert_ne!(job["state"], "failed", "{job}");
+        let why = job["error"].as_str()?;
+        (job["state"] == "waiting" && why.contains("b.raw")).then_some(())
+    });
+    fs::rename(&away, &at).unwrap();
+    daemon.ok(&["disk", "flatten", "vm1"]);
+    assert_eq!(daemon.json(&["disk", "show", "vm1"])["base"], Value::Null);
+    same(&bytes_of(&daemon, "vm1"), &wanted, "flattened");
     daemon.stop();
     daemon.ok(&["check"]);
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -375,4 +375,89 @@ fn a_copy_in_another_store_is_brought_forward_by_increments() {
     assert!(refused.contains("new name"), "{refused}");
     let refused = here.fails(&["disk", "export", "vm1", third, "--since", "@two"]);
     assert!(refused.contains("DISK@SNAPSHOT"), "{refused}");
+}
+
+/// A server of the network block device, which ends with its client, or when the test ends.
+struct NbdServer {
+    dir: tempfile::TempDir,
+}
+
+impl NbdServer {
+    fn pid_file(&self) -> PathBuf {
+        self.dir.path().join("pid")
+    }
+
+    fn url(&self) -> String {
+        format!("nbd+unix:///?socket={}", self.dir.path().join("socket").display())
+    }
+
+    /// As docs/operations.md shows it; `qemu-nbd` returns when it listens.
+    fn of(file: &Path) -> Option<Self> {
+        let (server, dir) = (tool("qemu-nbd")?, tempfile::tempdir().unwrap());
+        let this = Self { dir };
+        let mut command = Command::new(server);
+        command.args(["--read-only", "--format=raw", "--fork"]);
+        command.arg(format!("--pid-file={}", this.pid_file().display()));
+        command.arg(format!("--socket={}", this.dir.path().join("socket").display()));
+        run(command.arg(file));
+        Some(this)
+    }
+}
+
+impl Drop for NbdServer {
+    fn drop(&mut self) {
+        let pid = fs::read_to_string(self.pid_file()).ok().and_then(|pid| pid.trim().parse::<i32>().ok());
+        // Its process id belongs to it as long as its name says so.
+        let is_it = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "qemu-nbd")
+        };
+        if let Some(pid) = pid.filter(is_it) {
+            crate::harness::signal(pid, libc::SIGTERM);
+        }
+    }
+}
+
+#[test]
+fn nbd_servers_on_a_snapshot_tell_backup_tools_which_extents_are_allocated() {
+    let daemon = TestDaemon::on_disk();
+    daemon.create("vm1", false, 16 * MIB);
+    put(&daemon, "vm1", MIB, &Random(1).bytes(65_536));
+    put(&daemon, "vm1", 8 * MIB, &Random(2).bytes(4096));
+    daemon.ok(&["disk", "snapshot", "vm1", "one"]);
+    // What is written later is not in the snapshot.
+    put(&daemon, "vm1", 12 * MIB, &Random(3).bytes(4096));
+    let snapshot = daemon.mount().join("snapshots/vm1@one.raw");
+    let Some(nbdinfo) = tool("nbdinfo") else { return };
+    let map = |server: &NbdServer| -> Vec<(u64, u64, bool)> {
+        let text = run(Command::new(&nbdinfo).args(["--map", "--json", &server.url()]));
+        let list: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let number = |extent: &Value, key: &str| extent[key].as_u64().unwrap();
+        let mut runs: Vec<(u64, u64, bool)> = Vec::new();
+        for extent in list.as_array().unwrap() {
+            let (offset, len) = (number(extent, "offset"), number(extent, "length"));
+            // Bits of base:allocation: 1 a hole, 2 zeros.
+            let is_data = number(extent, "type") & 2 == 0;
+            match runs.last_mut() {
+                Some(last) if last.2 == is_data => last.1 += len,
+                _ => runs.push((offset, len, is_data)),
+            }
+        }
+        runs
+    };
+    let expected = [
+        (0, MIB, false),
+        (MIB, 65_536, true),
+        (MIB + 65_536, 7 * MIB - 65_536, false),
+        (8 * MIB, 4096, true),
+        (8 * MIB + 4096, 8 * MIB - 4096, false),
+    ];
+    let Some(server) = NbdServer::of(&snapshot) else { return };
+    assert_eq!(map(&server), expected);
+    drop(server);
+    // The bytes, read as a backup tool does.
+    let Some(server) = NbdServer::of(&snapshot) else { return };
+    let copy = daemon.path("copy.raw");
+    run(Command::new(tool("nbdcopy").unwrap()).arg(server.url()).arg(&copy));
+    same(&fs::read(&copy).unwrap(), &fs::read(&snapshot).unwrap(), "the backup");
+    assert!(fs::metadata(&copy).unwrap().blocks() * 512 < 2 * MIB, "holes stay holes");
 }

@@ -1,7 +1,7 @@
 //! Failing storage under disks, bases and records.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::devices::{LoopDevice, Volume};
 use crate::harness::*;
+use crate::strace::Strace;
 
 const MIB: u64 = 1 << 20;
 
@@ -67,33 +68,12 @@ impl Drop for BadDisk {
 }
 
 /// Makes system calls of the worker on one file fail, until dropped.
-struct Strace(Child);
-
-impl Strace {
-    fn new(daemon: &TestDaemon, path: &Path, inject: &str) -> Option<Self> {
-        let mut child = Command::new(tool("strace")?)
-            .args(["-f", "-p", &daemon.worker().to_string(), "-P", path.to_str().unwrap()])
-            .args(["-e", &format!("inject={inject}"), "-o", daemon.path("strace").to_str().unwrap()])
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        // strace prints one line when it is attached to the process and all its threads.
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let line = lines.next().expect("strace says something").unwrap();
-        assert!(line.contains("attached"), "{line}");
-        std::thread::spawn(move || lines.for_each(drop));
-        Some(Self(child))
-    }
-}
-
-impl Drop for Strace {
-    fn drop(&mut self) {
-        // strace detaches at SIGINT.
-        // SAFETY: no memory is involved.
-        unsafe { libc::kill(self.0.id() as i32, libc::SIGINT) };
-        let _ = self.0.wait();
-    }
+fn fail_calls(daemon: &TestDaemon, path: &Path, inject: &str) -> Option<Strace> {
+    let (inject, out) = (format!("inject={inject}"), daemon.path("strace"));
+    Strace::attach(
+        daemon.worker(),
+        &["-P", path.to_str().unwrap(), "-e", &inject, "-o", out.to_str().unwrap()],
+    )
 }
 
 /// The data file of a disk.
@@ -102,7 +82,7 @@ fn data_file(daemon: &TestDaemon, name: &str) -> PathBuf {
     daemon.store().join(format!("deltas/{id}.data"))
 }
 
-fn drop_caches() {
+pub fn drop_caches() {
     // SAFETY: no memory is involved.
     unsafe { libc::sync() };
     fs::write("/proc/sys/vm/drop_caches", b"3").unwrap();
@@ -119,7 +99,7 @@ fn after_a_failed_fsync_a_disk_refuses_writes_until_it_is_reopened() {
         file.write_all_at(&[2; 8192], 4096).unwrap();
     }
     {
-        let Some(_strace) = Strace::new(&daemon, &data_file(&daemon, "bad"), "fdatasync:error=EIO:when=1")
+        let Some(_strace) = fail_calls(&daemon, &data_file(&daemon, "bad"), "fdatasync:error=EIO:when=1")
         else {
             return;
         };
@@ -161,7 +141,7 @@ fn an_io_error_affects_only_its_range_and_its_disk() {
     other.write_all_at(&[1; 65536], 0).unwrap();
     {
         let calls = "pwrite64,pread64,preadv2:error=EIO";
-        let Some(_strace) = Strace::new(&daemon, &data_file(&daemon, "bad"), calls) else { return };
+        let Some(_strace) = fail_calls(&daemon, &data_file(&daemon, "bad"), calls) else { return };
         assert_eq!(errno(file.write_all_at(&[2; 4096], 0)), libc::EIO);
         assert_eq!(errno(file.read_exact_at(&mut [0; 4096], 4096)), libc::EIO);
         same(&read_at(&file, 65536, 4096), &[0; 4096], "a range that needs no storage");
@@ -307,28 +287,16 @@ fn fsync_and_o_dsync_write_return_after_fdatasync_of_data_and_map() {
     let file = open(&disk);
     file.write_all_at(&[1; 4096], 0).unwrap();
     file.sync_all().unwrap();
-    let Some(strace) = tool("strace") else { return };
+    if tool("strace").is_none() {
+        return;
+    }
     let out = daemon.path("strace");
     let traced = |what: &dyn Fn()| -> Vec<String> {
-        let mut child = Command::new(&strace)
-            .args([
-                "-f",
-                "-y",
-                "-p",
-                &daemon.worker().to_string(),
-                "-e",
-                "trace=pwrite64,fdatasync,writev,write",
-            ])
-            .arg("-o")
-            .arg(&out)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        assert!(lines.next().expect("strace says something").unwrap().contains("attached"));
+        let calls = "trace=pwrite64,fdatasync,writev,write";
+        let strace =
+            Strace::attach(daemon.worker(), &["-y", "-e", calls, "-o", out.to_str().unwrap()]).unwrap();
         what();
-        drop(Strace(child));
+        drop(strace);
         fs::read_to_string(&out).unwrap().lines().map(str::to_owned).collect()
     };
     // The position in the trace of the call with these parts.

@@ -333,3 +333,23 @@ fn limits_are_shown_filtered_and_refused_with_the_remedy() {
         assert!(metrics.contains(name), "{name}");
     }
 }
+
+#[test]
+fn an_imported_disk_has_the_limits_of_the_command() {
+    let daemon = TestDaemon::on_disk();
+    let image = daemon.path("image.raw");
+    std::fs::write(&image, vec![5; MIB as usize]).unwrap();
+    let options = ["--quota", "512M", "--iops", "5000", "--bandwidth", "1G"];
+    daemon.ok(&[&["disk", "import", "vm", image.to_str().unwrap()], &options[..]].concat());
+    let limits = daemon.json(&["disk", "show", "vm"])["limits"].clone();
+    let wanted = (json!(512 << 20), json!(5000), json!(1 << 30));
+    assert_eq!(
+        (limits["quota"].clone(), limits["iops"].clone(), limits["bandwidth"].clone()),
+        wanted,
+        "{limits}"
+    );
+    same(&std::fs::read(daemon.disk("vm")).unwrap(), &vec![5; MIB as usize], "the image");
+    let refused = daemon.fails(&["disk", "import", "vm2", image.to_str().unwrap(), "--quota", "64K"]);
+    assert!(refused.contains("vm2"), "{refused}");
+    assert!(!daemon.disk("vm2").exists(), "no disk is left of an import that does not fit its quota");
+}

@@ -142,6 +142,14 @@ fn bases_outside_of_their_directories_are_refused() {
     daemon.ok(&["base", "add", "in", daemon.path("images/in.img").to_str().unwrap()]);
     let why = daemon.fails(&["base", "add", "out", daemon.path("out.img").to_str().unwrap()]);
     assert!(why.contains("outside the directories for bases") && why.contains("base_dirs"), "{why}");
+    // The images that the store itself makes lie in none of the directories.
+    daemon.ok(&["disk", "create", "d", "--base", "in"]);
+    open(&daemon.disk("d")).write_all_at(&[2; 512], 512).unwrap();
+    daemon.ok(&["disk", "commit", "d", "golden"]);
+    daemon.ok(&["disk", "create", "on-golden", "--base", "golden"]);
+    let mut wanted = [1; 4096];
+    wanted[512..1024].fill(2);
+    same(&fs::read(daemon.disk("on-golden")).unwrap(), &wanted, "a disk on the new base");
 }
 
 /// Typical work of a worker under strace: it makes no system call that is on no list.
@@ -493,4 +501,40 @@ fn an_unprivileged_user_can_run_the_daemon_and_all_commands() {
     let log = daemon.log();
     let locked = confinement["memory_locked"].as_bool().unwrap();
     assert_eq!(log.matches("memory is not locked").count(), usize::from(!locked), "logged once: {log}");
+}
+
+/// The names and nice values of the threads of a process.
+fn threads(pid: i64) -> Vec<(String, i64)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    // A thread may end meanwhile.
+    let stat = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).ok();
+    let nice = |stat: String| {
+        let (head, rest) = stat.rsplit_once(')').unwrap();
+        let name = head.split_once('(').unwrap().1.to_owned();
+        (name, rest.split_whitespace().nth(16).unwrap().parse().unwrap())
+    };
+    tasks.filter_map(|task| stat(task.unwrap())).map(nice).collect()
+}
+
+/// Guards D100.
+#[test]
+fn commands_and_background_work_leave_the_processors_to_guests() {
+    let daemon = TestDaemon::on_disk();
+    daemon.create("a", false, 1 << 20);
+    let pid = daemon.json(&["status"])["worker_pid"].as_i64().unwrap();
+    let threads = threads(pid);
+    let of = |begin: &str| -> Vec<i64> {
+        threads.iter().filter(|(name, _)| name.starts_with(begin)).map(|(_, nice)| *nice).collect()
+    };
+    let ordinary = of("fuser-")[0];
+    let background = (ordinary + 5).min(19);
+    assert!(of("fuser-").iter().chain(&of("io-")).all(|nice| *nice == ordinary), "{threads:?}");
+    for name in ["control", "retention"] {
+        assert_eq!(of(name), vec![background], "{name}: {threads:?}");
+    }
+    // The threads of commands have the name of the runtime that starts them.
+    assert!(
+        threads.iter().any(|(name, nice)| name.starts_with("tokio") && *nice == background),
+        "{threads:?}"
+    );
 }

@@ -1,52 +1,27 @@
 //! Requests that the kernel sends again after a worker's death, while a command changed the names meanwhile.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use crate::harness::*;
+use crate::strace::Strace;
 
 const MIB: u64 = 1 << 20;
 
 /// Injects faults into system calls of a process, until dropped.
-struct Strace(Child);
-
-impl Strace {
-    fn new(strace: &Path, pid: i32, args: &[&str]) -> Self {
-        let mut child = Command::new(strace)
-            .args(["-f", "-p", &pid.to_string(), "-o", "/dev/null"])
-            .args(args)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let line = lines.next().expect("strace says something").unwrap();
-        assert!(line.contains("attached"), "{line}");
-        std::thread::spawn(move || lines.for_each(drop));
-        Self(child)
-    }
-}
-
-impl Drop for Strace {
-    fn drop(&mut self) {
-        // strace detaches at SIGINT.
-        signal(self.0.id() as i32, libc::SIGINT);
-        let _ = self.0.wait();
-    }
+fn inject(pid: i32, arguments: &[&str]) -> Option<Strace> {
+    Strace::attach(pid, &[&["-o", "/dev/null"], arguments].concat())
 }
 
 /// Kills the worker in `request`, between the durable change and the answer, and runs a command before the kernel sends
 /// the request again.
 fn overtaken(daemon: &TestDaemon, request: impl FnOnce() + Send, command: &[&str]) -> Option<String> {
-    let strace = tool("strace")?;
     let (worker, standby) = daemon.prepared();
     // Delays the first write of the next worker to the mount, which makes the kernel send the request again.
     let resend = ["-e", "trace=write", "-P", "/dev/fuse", "-e", "inject=write:delay_enter=2000000:when=1"];
-    let _late = Strace::new(&strace, standby, &resend);
+    let _late = inject(standby, &resend)?;
     // Kills the worker when the record has its name. The next worker makes that durable.
-    let killer = Strace::new(&strace, worker, &["-e", "trace=fsync", "-e", "inject=fsync:signal=SIGKILL"]);
+    let killer = inject(worker, &["-e", "trace=fsync", "-e", "inject=fsync:signal=SIGKILL"])?;
     std::thread::scope(|scope| {
         let request = scope.spawn(request);
         until("the death of the worker", || {

@@ -95,6 +95,15 @@ fn mistakes_about_the_trash_are_named() {
         daemon.ok(&["disk", "rm", "vm1"]);
     }
     let numbers: Vec<String> = trash(&daemon).into_iter().map(|(_, number)| number.to_string()).collect();
+    // The one that was removed last has the hint.
+    for verb in ["show", "rm"] {
+        let missing = daemon.fails(&["disk", verb, "vm1"]);
+        assert!(
+            missing.contains(&format!("in the trash; restore it with: plyfs trash restore {}", numbers[1])),
+            "{missing}"
+        );
+        assert!(daemon.fails(&["disk", verb, "never"]).contains("there is no disk"));
+    }
     for args in [["trash", "restore", "vm1"], ["trash", "purge", "vm1"]] {
         let wrong = daemon.fails(&args);
         assert!(numbers.iter().all(|number| wrong.contains(number)), "{wrong}");

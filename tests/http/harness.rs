@@ -142,6 +142,7 @@ pub fn identity(object: &Object) -> HttpIdentity {
         size: object.bytes.len() as u64,
         etag: object.etag.clone(),
         last_modified: object.last_modified.clone(),
+        version: None,
     }
 }
 

@@ -7,6 +7,8 @@ mod glance;
 mod harness;
 mod identity;
 mod limits;
+mod proofs;
 mod redirects;
 mod retries;
+mod s3;
 mod server;

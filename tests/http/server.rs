@@ -1,7 +1,8 @@
 //! A web server that misbehaves on request: HTTP/1.1 over plain threads, with or without TLS.
 //!
 //! The test's handler chooses the reply to each request; without a handler the server answers correctly. It records all
-//! requests. It can be stopped, and started again on the same port. Other test programs use it too, by `#[path]`.
+//! requests. Beside its file it has a proof only when it was given one; other requests for a proof are answered with 404
+//! and not recorded. It can be stopped, and started again on the same port. Other test programs use it too, by `#[path]`.
 
 #![allow(dead_code)]
 
@@ -68,6 +69,13 @@ impl Request {
     pub fn range(&self) -> Option<(u64, u64)> {
         let (first, last) = self.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
         Some((first.parse().ok()?, last.parse().ok()?))
+    }
+}
+
+impl Request {
+    /// Whether it is for the proof beside a file.
+    pub fn is_for_a_proof(&self) -> bool {
+        self.target.split('?').next().is_some_and(|path| path.ends_with(".obao"))
     }
 }
 
@@ -165,6 +173,7 @@ impl Tls {
 
 struct Shared {
     object: Mutex<Object>,
+    proof: Mutex<Option<Object>>,
     handler: Mutex<Arc<Handler>>,
     tls: Option<Arc<rustls::ServerConfig>>,
     requests: Mutex<Vec<Request>>,
@@ -196,6 +205,7 @@ impl Server {
     fn start_with(object: Object, tls: Option<Arc<rustls::ServerConfig>>) -> Self {
         let shared = Arc::new(Shared {
             object: Mutex::new(object),
+            proof: Mutex::default(),
             handler: Mutex::new(Arc::new(Box::new(|_| Reply::Object))),
             tls,
             requests: Mutex::default(),
@@ -248,6 +258,12 @@ impl Server {
 
     pub fn set_object(&self, object: Object) {
         *self.shared.object.lock().unwrap() = object;
+    }
+
+    /// Puts a proof beside the file.
+    pub fn set_proof(&self, bytes: Vec<u8>) {
+        let proof = Object { bytes: Arc::new(bytes), etag: Some("\"proof\"".into()), last_modified: None };
+        *self.shared.proof.lock().unwrap() = Some(proof);
     }
 
     pub fn object(&self) -> Object {
@@ -337,7 +353,7 @@ fn serve(shared: &Arc<Shared>, tcp: TcpStream) {
         let running = shared.running.fetch_add(1, Ordering::SeqCst) + 1;
         shared.most_running.fetch_max(running, Ordering::SeqCst);
         let handler = shared.handler.lock().unwrap().clone();
-        let reply = handler(&request);
+        let reply = if is_unknown_proof(shared, &request) { Reply::status(404) } else { handler(&request) };
         let keep_alive = answer(shared, &request, reply, stream.get_mut(), &raw);
         shared.running.fetch_sub(1, Ordering::SeqCst);
         if !keep_alive.unwrap_or(false) {
@@ -373,11 +389,20 @@ fn read_request(
     let length = headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-length"));
     let mut body = vec![0; length.map_or(0, |(_, value)| value.parse().unwrap_or(0))];
     stream.read_exact(&mut body)?;
+    let mut request = Request { number: usize::MAX, connection, method, target, headers, body };
+    if is_unknown_proof(shared, &request) {
+        return Ok(Some(request));
+    }
     let mut requests = shared.requests.lock().unwrap();
-    let request = Request { number: requests.len(), connection, method, target, headers, body };
+    request.number = requests.len();
     requests.push(request.clone());
     shared.received.notify_all();
     Ok(Some(request))
+}
+
+/// Whether a request is for a proof that the server does not have.
+fn is_unknown_proof(shared: &Shared, request: &Request) -> bool {
+    request.is_for_a_proof() && shared.proof.lock().unwrap().is_none()
 }
 
 /// Status, header lines and body of a correct answer.
@@ -426,7 +451,10 @@ fn answer(
     out: &mut Box<dyn Stream>,
     raw: &TcpStream,
 ) -> io::Result<bool> {
-    let object = shared.object.lock().unwrap().clone();
+    let object = match shared.proof.lock().unwrap().clone() {
+        Some(proof) if request.is_for_a_proof() => proof,
+        _ => shared.object.lock().unwrap().clone(),
+    };
     let send = |out: &mut Box<dyn Stream>, head: &[u8], body: &[u8]| -> io::Result<()> {
         out.write_all(head)?;
         for piece in body.chunks(64 << 10) {

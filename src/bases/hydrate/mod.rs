@@ -15,6 +15,7 @@ mod fetch;
 mod tests;
 mod whole;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -22,12 +23,15 @@ use parking_lot::Mutex;
 
 pub use crate::jobs::{Progress, State, What};
 
-use self::compare::Verdict;
+use self::compare::{Digests, Verdict};
+use super::copies::dropping;
 use super::sources::HostSources;
 use crate::events::{Event, Events, Kind};
-use crate::fetch::kept::{EvictReason, Reach, SharedCopies};
+use crate::fetch::kept::{Contents, EvictReason, Reach, SharedCopies};
 use crate::format::record::ImageFile;
+use crate::io::priority;
 use crate::jobs::{Job, Start, Stopped, Table};
+use crate::source::ProofFile;
 use crate::store::{BaseNode, Store, StoreError};
 
 /// Attempts to fetch a base whose cached blocks are damaged.
@@ -103,7 +107,8 @@ impl Hydrations {
         let record = node.record();
         record.files().all(|file| {
             let contents = self.sources.contents(record, file);
-            contents.is_complete(Reach::Proven) && (file.identity.digest.is_none() || contents.is_verified())
+            let has_digest = file.identity.digest.is_some() || file.proof.is_some();
+            contents.is_complete(Reach::Proven) && (!has_digest || contents.is_verified())
         })
     }
 
@@ -245,6 +250,8 @@ impl Hydrations {
         let job = Job::new(what, first, total, start);
         let (this, node_, job_) = (self.clone(), node.clone(), job.clone());
         let run = move || {
+            // Digests of whole images take a processor for minutes.
+            priority::background();
             let work = std::panic::AssertUnwindSafe(|| this.work(&node_, &job_, what));
             let result = std::panic::catch_unwind(work).unwrap_or_else(|_| {
                 Err(Stopped::Failed("a bug of plyfs ended it; report it with the log".into()))
@@ -337,6 +344,17 @@ impl Hydrations {
     fn drop_differing(&self, node: &BaseNode) -> bool {
         let (record, image) = (node.record(), &node.record().image);
         let contents = self.sources.contents(record, image);
+        // A block of the copies may be one that differs.
+        let (dropped, noted) =
+            dropping(&self.store, &self.sources, node, || self.drop_contents(node, &contents));
+        if let Err(error) = noted {
+            tracing::error!(%error, base = record.name, "the copies of a base that differs from its digest are used again by the next worker, unless its record can be written before");
+        }
+        dropped
+    }
+
+    fn drop_contents(&self, node: &BaseNode, contents: &Contents) -> bool {
+        let record = node.record();
         let unproven = contents.drop_unproven();
         if unproven > 0 {
             tracing::warn!(
@@ -424,9 +442,8 @@ impl Hydrations {
                 job.check()?;
                 self.go_on(node)
             };
-            let digest = file.identity.digest.as_ref();
             let found = match node.options().keeps(file) {
-                true => compare::kept(&self.sources.contents(record, file), digest, &note)?,
+                true => compare::kept(&self.sources.contents(record, file), Digests::of(file), &note)?,
                 false => self.compare_file(file, &note)?,
             };
             verdict = match (found, verdict) {
@@ -445,7 +462,19 @@ impl Hydrations {
         note: &dyn Fn(u64) -> Result<(), Stopped>,
     ) -> Result<Verdict, Stopped> {
         let source = self.sources.original_of(file).map_err(|e| e.to_string())?;
-        match compare::file(&source, file.identity.digest.as_ref(), note)? {
+        let place = file.proof.as_ref().and_then(|proof| Some((proof.root, proof.places.first()?)));
+        if let Some((root, place)) = place {
+            let opener = &**self.sources.opener();
+            let proof = ProofFile::open(opener, Path::new(place), root, file.identity.size)
+                .map_err(|e| e.to_string())?;
+            if let Some(why) = compare::file_with_proof(&source, &proof, note)? {
+                return Err(Stopped::Failed(format!("{}: {why}; put the original file back", file.source)));
+            }
+            if file.identity.digest.is_none() {
+                return Ok(Verdict::Matches);
+            }
+        }
+        match compare::file(&source, Digests::of(file), note)? {
             Verdict::Differs => Err(Stopped::Failed(format!(
                 "{} differs from its digest; put the original file back",
                 file.source

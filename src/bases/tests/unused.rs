@@ -64,7 +64,7 @@ fn a_base_that_something_needs_is_not_unused() {
     disk(&house, "one", "a");
     disk(&house, "two", "b");
     house.store.unlink("two").unwrap();
-    house.bases.pin("c", true).unwrap();
+    house.bases.pin("c", true, None).unwrap();
     assert_eq!(unused(&house), ["d", "e"]);
     let open = |base: &BaseNode| base.record().name == "d";
     assert_eq!(house.bases.unused(&open).len(), 1);
@@ -72,7 +72,7 @@ fn a_base_that_something_needs_is_not_unused() {
     assert_eq!(removed(&house, limits, Duration::from_secs(3600)), ["d", "e"]);
     assert_eq!(names(&house), ["a", "b", "c"]);
     // A base that got a disk after it was found unused.
-    house.bases.pin("c", false).unwrap();
+    house.bases.pin("c", false, None).unwrap();
     let found = house.bases.unused(CLOSED).remove(0);
     disk(&house, "three", "c");
     let error = house.bases.remove_unused(&found, "a test", &Events::new()).unwrap_err();

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{Bounds, CLOUDS, CREDENTIALS, DefaultValue, Key, LOG_FORMATS, LOG_LEVELS, MAX_SIZE};
+use super::super::S3Style;
+use super::{Bounds, CLOUDS, CREDENTIALS, DefaultValue, Key, LOG_FORMATS, LOG_LEVELS, MAX_SIZE, S3};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -357,6 +358,86 @@ pub const KEYS: &[Key] = &[
         default: says("when refused", "\"10m\""),
         bounds: Bounds::Time(SECOND, DAY),
         meaning: "How long plyfs uses a credential before it reads it again.",
+    },
+    Key {
+        section: S3,
+        name: "bucket",
+        flag: "",
+        default: says("-", "\"images\""),
+        bounds: Bounds::Meaning,
+        meaning: "At most 64 of them. A bucket of `s3://BUCKET/KEY`, or the beginning of names and an asterisk, see [sources.md](sources.md). Of several that fit, plyfs uses the longest. A bucket without a table is a public one of Amazon S3.",
+    },
+    Key {
+        section: S3,
+        name: "endpoint",
+        flag: "",
+        default: says("Amazon's of the region", "\"https://s3.example.org\""),
+        bounds: Bounds::Meaning,
+        meaning: "The URL of the service: `http://` or `https://`, a host and a port.",
+    },
+    Key {
+        section: S3,
+        name: "region",
+        flag: "",
+        default: says("`us-east-1`", "\"eu-central-1\""),
+        bounds: Bounds::Meaning,
+        meaning: "The region in signatures. When the service names another one, plyfs uses that and says so in the log.",
+    },
+    Key {
+        section: S3,
+        name: "style",
+        flag: "",
+        default: says("`path` of an endpoint, `virtual` of Amazon's", "\"path\""),
+        bounds: Bounds::Words(&S3Style::WORDS),
+        meaning: "Where a URL has the bucket: first in the path, or first in the name of the host.",
+    },
+    Key {
+        section: S3,
+        name: "keys_file",
+        flag: "",
+        default: says("-", "\"/etc/plyfs/secrets/s3\""),
+        bounds: Bounds::Meaning,
+        meaning: "A file as `~/.aws/credentials`, or JSON as `keys_command` prints it. At most one of `keys_file`, `keys_command`, `keys_environment` and `keys_instance`; without one, the buckets are public.",
+    },
+    Key {
+        section: S3,
+        name: "profile",
+        flag: "",
+        default: says("`default`", "\"images\""),
+        bounds: Bounds::Meaning,
+        meaning: "The section of `keys_file`.",
+    },
+    Key {
+        section: S3,
+        name: "keys_command",
+        flag: "",
+        default: says("-", "[\"/usr/local/bin/s3-keys\", \"images\"]"),
+        bounds: Bounds::Meaning,
+        meaning: "A program (absolute path) and its arguments, which prints keys as `credential_process` of the AWS CLI does: JSON with `AccessKeyId`, `SecretAccessKey`, and `SessionToken` and `Expiration` where there are any.",
+    },
+    Key {
+        section: S3,
+        name: "keys_environment",
+        flag: "",
+        default: says("false", "true"),
+        bounds: Bounds::Meaning,
+        meaning: "Whether the keys are in `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN` of the daemon's environment.",
+    },
+    Key {
+        section: S3,
+        name: "keys_instance",
+        flag: "",
+        default: says("-", "\"http://169.254.169.254\""),
+        bounds: Bounds::Meaning,
+        meaning: "The metadata service of this machine, which plyfs then asks for the keys of its role (IMDSv2).",
+    },
+    Key {
+        section: S3,
+        name: "renew",
+        flag: "",
+        default: says("before they run out, or when refused", "\"10m\""),
+        bounds: Bounds::Time(SECOND, DAY),
+        meaning: "How long plyfs uses keys before it reads them again.",
     },
     Key {
         section: CLOUDS,

@@ -104,6 +104,8 @@ impl Control {
     fn add_disks(&self, values: &mut Values) {
         let attached = self.store.attached();
         values.add(&DISKS, [], self.store.disks_after(0).len() as u64);
+        values.add(&DISKS_TRASHED, [], self.store.trashed().len() as u64);
+        values.add(&TRASH, [], self.store.trash_bytes());
         values.add(&DISKS_ATTACHED, [], attached.len() as u64);
         values.add(&DISKS_REFUSING, [], self.refusing(&attached).len() as u64);
         values.add(&DISKS_AT_QUOTA, [], self.store.disks_at_quota().len() as u64);
@@ -174,6 +176,10 @@ impl Control {
         values.add(&DISK_CACHE_ERRORS, ["write"], disk.write_errors);
         values.add(&DISK_CACHE_CORRUPT, [], disk.corrupt_blocks);
         values.add(&DISK_CACHE_DEGRADED, [], disk.degraded.is_some());
+        for (pool, copies) in self.bases.sources().copies().stats() {
+            values.add(&COPIES_USED, [pool.as_str()], copies.used_bytes);
+            values.add(&COPIES_DEGRADED, [pool.as_str()], copies.degraded.is_some());
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use tokio::time::{sleep, timeout};
 
 use super::MAKER;
 use crate::control::Control;
+use crate::io::priority;
 
 /// Most connections at a time. A further one is closed at once.
 const CONNECTIONS: usize = 8;
@@ -101,6 +102,7 @@ impl MetricsSocket {
             tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build()?;
         let Self { socket, address } = self;
         let run = move || {
+            priority::background();
             runtime.block_on(async {
                 match get(socket, address, &control).await {
                     Ok(listener) => {

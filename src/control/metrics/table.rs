@@ -134,6 +134,9 @@ metrics! {
     BASES_FAILING: Gauge "bases_failing" None [] "Bases whose reads get errors now";
 
     DISKS: Gauge "disks" None [] "Disks with a name";
+    DISKS_TRASHED: Gauge "disks_trashed" None [] "Disks in the trash";
+    TRASH: Gauge "trash" Bytes []
+        "Bytes of the store that are free once the trash is empty, as measured some seconds ago";
     DISKS_ATTACHED: Gauge "disks_attached" None [] "Disks in use";
     DISKS_REFUSING: Gauge "disks_refusing_writes" None [] "Disks that refuse writes since a flush failed";
 
@@ -161,6 +164,8 @@ metrics! {
         "Calls of the persistent cache that its filesystem failed: read, write";
     DISK_CACHE_CORRUPT: Counter "disk_cache_corrupt_blocks" None []
         "Blocks of 16 KiB that did not match their checksums";
+    COPIES_USED: Gauge "cache_copies_used" Bytes ["pool"] "Bytes of further copies of cached blocks in the pool";
+    COPIES_DEGRADED: Gauge "cache_copies_degraded" None ["pool"] "1 while the pool takes no copies of cached blocks";
     DISK_CACHE_DEGRADED: Gauge "disk_cache_degraded" None [] "1 while the persistent cache keeps no new blocks";
 
     SERVER_REQUESTS: Counter "server_requests" None ["server"] "Requests sent to a server, with any result";

@@ -37,6 +37,7 @@ use tokio::time::{sleep, timeout};
 use super::error::{ApiError, Cause};
 use super::{Control, bases, disks, maps, no_such_method, no_such_resource, stats, status};
 use crate::config::PageAddress;
+use crate::io::priority;
 
 /// Connections at a time. More wait in the socket.
 const CONNECTIONS: usize = 32;
@@ -179,6 +180,7 @@ pub fn spawn(control: Control, listener: OwnedFd) -> io::Result<()> {
         .build()?;
     let data = routes(control);
     let serve = move || {
+        priority::background();
         runtime.block_on(async {
             let served = match address {
                 Some(PageAddress::Tcp(_)) => {

@@ -30,6 +30,17 @@ pub struct AddBase {
     /// SHA-512 of the image file, 128 hexadecimal digits. Not with `sha256`.
     #[serde(default)]
     pub sha512: Option<String>,
+    /// BLAKE3 hash of the image file, 64 hexadecimal digits. With a proof each part of the image is proven by it;
+    /// without one, the whole is compared with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
+    /// Absolute path or URL of the proof of the image. By default a proof beside the image, with `.obao` behind its name,
+    /// is used when there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proof: Option<String>,
+    /// Whether no proof is used, although there is one. Not with `proof`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_proof: bool,
     /// Which validators of a server's answer must still match. The default is strong.
     #[serde(default)]
     pub identity: Option<Identity>,
@@ -149,6 +160,11 @@ pub struct Fail {
 pub struct Pin {
     /// Whether its fetched data is never evicted to make room.
     pub pinned: bool,
+    /// Copies of its fetched data, with the one in the store: each other one lies in another pool. By default as many as
+    /// before. A base that is not pinned has one.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 8)]
+    pub copies: Option<u8>,
 }
 
 /// How fast a base is hydrated.
@@ -222,6 +238,10 @@ pub struct Base {
     pub memory_bytes: u64,
     /// Whether its data in the store is never evicted to make room.
     pub pinned: bool,
+    /// How many copies of its data there are to be, with the one in the store.
+    pub copies: u8,
+    /// The copies in pools.
+    pub further_copies: Vec<FurtherCopy>,
     /// Whether all of it is in the store.
     pub complete: bool,
     /// Whether its data in the store was compared with the digest and matches.
@@ -230,10 +250,16 @@ pub struct Base {
     pub sha256: Option<String>,
     /// SHA-512 that the image was registered with.
     pub sha512: Option<String>,
+    /// BLAKE3 hash of the image: that of its proof, or the one that it was registered with.
+    pub blake3: Option<String>,
+    /// Path or URL of the proof of the image; null when it has none. With a proof no unproven byte is read.
+    pub proof: Option<String>,
     /// ETag of the image at registration.
     pub etag: Option<String>,
     /// Last-Modified of the image at registration.
     pub last_modified: Option<String>,
+    /// The version of the object that plyfs reads, of a bucket that keeps versions.
+    pub version_id: Option<String>,
     /// Which validators must still match.
     pub identity: Identity,
     /// Seconds after which a read that waits for the server fails; null when it waits until the server answers.
@@ -268,7 +294,7 @@ pub struct Base {
     /// Since when its readers get errors.
     #[schema(format = DateTime)]
     pub failing_since: Option<String>,
-    /// Its URLs and their last failures, once it was read.
+    /// Its URLs, those of its proof behind them, and their last failures, once it was read.
     pub servers: Vec<Server>,
 }
 
@@ -301,6 +327,20 @@ pub struct Backing {
     pub source: String,
     /// Its format.
     pub format: Format,
+}
+
+/// A copy of the fetched data of a base.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct FurtherCopy {
+    /// Name of the pool that it is in.
+    pub pool: String,
+    /// Bytes of the base that are there.
+    pub bytes: u64,
+    /// Whether it had all data that the store has when the two were compared last.
+    pub current: bool,
+    /// Why it takes no data, or cannot be read.
+    pub error: Option<String>,
 }
 
 /// A URL of a base.

@@ -25,8 +25,8 @@ mod trace;
 mod trash;
 
 pub use base::{
-    AddBase, Backing, Base, BaseState, Below, Evict, Evicted, Fail, Format, Hydrate, Identity, Pin, Server,
-    SetUrls, Work, WorkKind, WorkState,
+    AddBase, Backing, Base, BaseState, Below, Evict, Evicted, Fail, Format, FurtherCopy, Hydrate, Identity,
+    Pin, Server, SetUrls, Work, WorkKind, WorkState,
 };
 pub use disk::{Change, CreateDisks, Disk, DiskState, Move, Rebase, Removed, Resize};
 pub use encryption::{KeyReference, Shred};

@@ -56,16 +56,9 @@ fn a_panic_in_a_growth_leaves_the_size_as_it_was() {
     assert_eq!(delta.size(), 65_536);
 }
 
-/// A worker is killed during a sync that fails. The kernel has reported the failure, to a process that is gone. What
-/// the next worker acknowledges must be durable.
-fn killed_in_a_failing_sync(name: &'static str, flushed_before: bool) {
-    let rig = Rig::new();
-    let delta = rig.open();
-    if flushed_before {
-        put(&delta, 1, 1);
-        delta.flush().unwrap();
-    }
-    put(&delta, 3, 7);
+/// What the next worker finds when a worker is killed during a sync that fails. The kernel has reported the failure, to a
+/// process that is gone.
+fn killed_in_a_failing_sync(rig: &Rig, delta: &Delta, name: &'static str) -> Rig {
     let left: Arc<Mutex<Option<SimLive>>> = Arc::default();
     let (live, slot) = (rig.live.clone(), left.clone());
     let hook: Hook = Arc::new(move |event: &Event<'_>| {
@@ -81,13 +74,20 @@ fn killed_in_a_failing_sync(name: &'static str, flushed_before: bool) {
     delta.flush().unwrap_err();
     rig.medium.set_hook(None);
     let live = Arc::new(left.lock().take().unwrap());
-    let next = Rig {
-        medium: rig.medium.fork(),
-        live,
-        roots: Arc::new(Roots(Mutex::new(roots))),
-        overlap: 0,
-        rises: false,
-    };
+    let roots = Arc::new(Roots(Mutex::new(roots)));
+    Rig { medium: rig.medium.fork(), live, roots, overlap: 0, rises: false }
+}
+
+/// What the next worker acknowledges after a worker was killed during a failing sync must be durable.
+fn next_flush_after_a_failing_sync(name: &'static str, flushed_before: bool) {
+    let rig = Rig::new();
+    let delta = rig.open();
+    if flushed_before {
+        put(&delta, 1, 1);
+        delta.flush().unwrap();
+    }
+    put(&delta, 3, 7);
+    let next = killed_in_a_failing_sync(&rig, &delta, name);
     let delta = next.open();
     assert_eq!(byte(&delta, 3), 7);
     delta.flush().unwrap();
@@ -100,15 +100,102 @@ fn killed_in_a_failing_sync(name: &'static str, flushed_before: bool) {
 /// Guards D21.
 #[test]
 fn data_is_written_again_when_a_worker_died_before_it_saw_a_failed_sync() {
-    killed_in_a_failing_sync(".data", false);
-    killed_in_a_failing_sync(".data", true);
+    next_flush_after_a_failing_sync(".data", false);
+    next_flush_after_a_failing_sync(".data", true);
 }
 
 /// Guards D21.
 #[test]
-fn the_map_file_is_rewritten_when_a_worker_died_before_it_saw_a_failed_sync() {
-    killed_in_a_failing_sync(".map", true);
-    killed_in_a_failing_sync(".map", false);
+fn the_map_file_is_made_durable_when_a_worker_died_before_it_saw_a_failed_sync() {
+    next_flush_after_a_failing_sync(".map", true);
+    next_flush_after_a_failing_sync(".map", false);
+}
+
+/// Guards D21.
+#[test]
+fn a_kill_during_a_sync_of_the_map_file_costs_its_last_record_and_not_the_whole_map() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    delta.resize(1 << 30, Durability::Flush).unwrap();
+    let block = |n: u64| n * 97;
+    (0..2000).for_each(|n| put(&delta, block(n), 1));
+    delta.flush().unwrap();
+    let generation = rig.roots.0.lock().generation;
+    // Each worker is killed in its sync, and the sync fails; the flushes of the last one are complete.
+    put(&delta, 3, 7);
+    let second = killed_in_a_failing_sync(&rig, &delta, ".map");
+    let delta = second.open();
+    put(&delta, 5, 8);
+    let third = killed_in_a_failing_sync(&second, &delta, ".map");
+    let delta = third.open();
+    let written = Arc::new(AtomicU64::new(0));
+    let count = written.clone();
+    third.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::Write && event.name.ends_with(".map") && event.stage == Stage::After {
+            count.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
+    })));
+    delta.flush().unwrap();
+    put(&delta, 9, 9);
+    delta.flush().unwrap();
+    third.medium.set_hook(None);
+    assert_eq!(third.roots.0.lock().generation, generation, "the map file was written anew");
+    let writes = written.load(Ordering::Acquire);
+    assert!((2..=5).contains(&writes), "{writes} writes to the map file");
+    for keep in [NOTHING, ALL] {
+        let (_after, cut) = third.cut(keep);
+        assert_eq!([3, 5, 9].map(|block| byte(&cut, block)), [7, 8, 9]);
+        (1..2000).for_each(|n| assert_eq!(byte(&cut, block(n)), 1, "block {n}"));
+    }
+}
+
+/// A kill between a record and its sync leaves a record that is not durable. When the next record is written before the
+/// first one is synced, a power cut may leave only the later one, which reads as damage. Guards D98.
+#[test]
+fn a_record_that_a_killed_worker_did_not_sync_is_durable_before_the_next_one_is_written() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    put(&delta, 1, 1);
+    delta.flush().unwrap();
+    put(&delta, 3, 7);
+    let left: Arc<Mutex<Option<(SimLive, SimMedium)>>> = Arc::default();
+    let (live, medium, slot) = (rig.live.clone(), rig.medium.clone(), left.clone());
+    let writes = AtomicU64::new(0);
+    rig.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        let is_write = event.call == Call::Write && event.name.ends_with(".map");
+        // The first write is that of the zeros ahead.
+        if is_write && event.stage == Stage::After && writes.fetch_add(1, Ordering::AcqRel) == 1 {
+            *slot.lock() = Some((live.fork()?, medium.fork()));
+        }
+        Ok(())
+    })));
+    let roots = Arc::new(Roots(Mutex::new(*rig.roots.0.lock())));
+    delta.flush().unwrap();
+    rig.medium.set_hook(None);
+    let (live, medium) = left.lock().take().unwrap();
+    let next = Rig { medium, live: Arc::new(live), roots, overlap: 0, rises: false };
+    let delta = next.open();
+    put(&delta, 5, 8);
+    let cuts: Arc<Mutex<Vec<SimMedium>>> = Arc::default();
+    let (medium, taken) = (next.medium.clone(), cuts.clone());
+    next.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        if event.name.ends_with(".map") && event.stage == Stage::Before {
+            let keep = Keep { sectors: 50, lengths: 100, entries: 100, stale: false };
+            let cut = |seed| medium.crash(&mut Rng::new(seed), keep);
+            taken.lock().extend((0..200).map(cut));
+        }
+        Ok(())
+    })));
+    delta.flush().unwrap();
+    next.medium.set_hook(None);
+    let cuts = std::mem::take(&mut *cuts.lock());
+    assert!(cuts.len() >= 400, "{} cuts", cuts.len());
+    for medium in cuts {
+        let roots = Arc::new(Roots(Mutex::new(*next.roots.0.lock())));
+        let after = Rig { medium, live: Arc::default(), roots, overlap: 0, rises: false };
+        assert_eq!(byte(&after.open(), 1), 1);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::io::LIVE_PAGE_WORDS;
+use crate::io::prefault::counted::most_of;
 use crate::mutant::simulate;
 
 /// Fills `pages` pages of a map as scattered writes of a guest leave it: neighbouring words differ, and all are dirty.
@@ -196,6 +197,72 @@ fn taken_and_not_given_back(is_tended: bool) {
     next.flush().unwrap();
     let (_after, cut) = rig.cut(NOTHING);
     assert_eq!(byte(&cut, 3), 7);
+}
+
+/// The map file is as large as the map, several times after appends. Guards D99.
+#[test]
+fn attaching_a_disk_with_a_large_map_takes_bounded_memory_beside_the_live_map() {
+    const PAGES: u64 = 4200;
+    let size = PAGES * 496 * 32 * BLOCK;
+    let rig = Rig { overlap: size, ..Rig::new() };
+    let delta = rig.open();
+    delta.resize(size, Durability::Flush).unwrap();
+    scatter(&delta, PAGES);
+    delta.flush().unwrap();
+    scatter(&delta, PAGES);
+    (0..PAGES).for_each(|page| delta.map.mark_dirty(page * 496 * 32));
+    delta.flush().unwrap();
+    let (file, live) = (delta.commit.lock().tail, delta.map.live().memory());
+    assert!(file > 30 << 20 && live > 16 << 20, "a file of {file} bytes, a live map of {live}");
+    drop(delta);
+    let (delta, taken_over) = most_of(|| rig.open());
+    assert!(taken_over < 2 << 20, "{taken_over} bytes for a takeover");
+    delta.close().unwrap();
+    drop(delta);
+    let (delta, attached) = most_of(|| rig.open());
+    assert!(attached < 4 << 20, "{attached} bytes for an attach");
+    assert_eq!(delta.map.live().memory(), live);
+}
+
+/// Random histories of writes, discards, sizes and flushes, in files of many records. Guards D99.
+#[test]
+fn a_map_that_is_loaded_from_its_last_record_on_is_that_of_all_records_in_order() {
+    let _small = simulate(None);
+    const BLOCKS: u64 = 40_000;
+    for seed in 0..60 {
+        let mut rng = Rng::new(seed);
+        let rig = Rig { overlap: [0, 65_536][seed as usize % 2], ..Rig::new() };
+        let delta = rig.open();
+        delta.resize(BLOCKS * BLOCK, Durability::Flush).unwrap();
+        for _ in 0..200 {
+            let blocks = delta.size().div_ceil(BLOCK);
+            let first = rng.below(blocks);
+            let end = (first + 1 + rng.below(2_000)).min(blocks);
+            match rng.below(10) {
+                0..4 => _ = delta.write(first * BLOCK, &[1; BLOCK as usize], &Edges::default()),
+                4..6 => _ = delta.zero_blocks(first, end),
+                6 => delta.resize(rng.below(BLOCKS * BLOCK) + 1, Durability::Now).unwrap(),
+                _ => delta.flush().unwrap(),
+            }
+        }
+        delta.flush().unwrap();
+        let spec = DeltaSpec { root: *rig.roots.0.lock(), overlap: rig.overlap, ..delta.spec };
+        let (_after, loaded) = rig.cut(NOTHING);
+        let durable = Delta::survey_durable(&spec, &rig.medium).unwrap();
+        assert_eq!((loaded.size(), loaded.overlap()), (durable.size, durable.overlap));
+        let mut page_words = [0; crate::delta::survey::PAGE_WORDS];
+        for page in 0..=BLOCKS / 15_872 {
+            durable.read(page as u32, &mut page_words);
+            let hidden = loaded.overlap().div_ceil(BLOCK).div_ceil(32);
+            let mut had = [0; 496];
+            loaded.map.copy_page(page, &mut had);
+            for (word, value) in (page * 496..).zip(page_words) {
+                let expected =
+                    if word < hidden { value } else { crate::format::replay::without_zeros(value) };
+                assert_eq!(had[(word % 496) as usize], expected, "seed {seed}, word {word}");
+            }
+        }
+    }
 }
 
 #[test]

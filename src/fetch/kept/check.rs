@@ -70,6 +70,8 @@ pub fn check_watched(
             Some(FileKind::Blocks(key)) => blocks.insert(key),
             Some(FileKind::Sums(key)) => with_sums.insert(key),
             Some(FileKind::Inherited) => check.inherited(),
+            // Each of its pages is proven when it is read, so nothing in it can be damage.
+            Some(FileKind::Proof(_)) => true,
             None => {
                 let message = "plyfs creates no file of this name; move it elsewhere".to_owned();
                 check.findings.push(CacheFinding { file: format!("{DIR}/{name}"), message, repaired: false });

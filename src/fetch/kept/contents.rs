@@ -297,7 +297,7 @@ impl Contents {
     }
 
     /// The number of consecutive present blocks from `first` on, at most `max`.
-    fn present_run(&self, first: u64, max: u64, reach: Reach) -> u64 {
+    pub fn present_run(&self, first: u64, max: u64, reach: Reach) -> u64 {
         let sources = self.sources(reach);
         let mut done = 0;
         while done < max {

@@ -10,7 +10,7 @@ use crate::format::cache::{
     Ages, CACHE_BLOCK, CacheHeader, DecodedHeader, HEADER_AREA, SLOT, SLOT_BLOCKS, SUMS_AT, decode_slot,
     encode_ages, encode_slot, slot_place,
 };
-use crate::format::layout::{BLOCKS_SUFFIX, INHERITED, SUMS_SUFFIX};
+use crate::format::layout::{BLOCKS_SUFFIX, INHERITED, PROOF_SUFFIX, SUMS_SUFFIX};
 use crate::io::{Medium, MediumFile, Open};
 
 /// Slots that one read reads.
@@ -27,6 +27,8 @@ pub(super) struct Opened {
 pub(super) enum FileKind {
     Blocks(SourceKey),
     Sums(SourceKey),
+    /// Pages of a proof.
+    Proof(SourceKey),
     /// The list of inherited bases; it belongs to no source.
     Inherited,
 }
@@ -37,6 +39,9 @@ pub(super) fn file_kind(name: &str) -> Option<FileKind> {
     }
     if let Some(hex) = name.strip_suffix(BLOCKS_SUFFIX) {
         return SourceKey::from_hex(hex).map(FileKind::Blocks);
+    }
+    if let Some(hex) = name.strip_suffix(PROOF_SUFFIX) {
+        return SourceKey::from_hex(hex).map(FileKind::Proof);
     }
     SourceKey::from_hex(name.strip_suffix(SUMS_SUFFIX)?).map(FileKind::Sums)
 }

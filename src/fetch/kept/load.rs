@@ -95,7 +95,7 @@ impl DiskCache {
                 Some(FileKind::Blocks(key)) => found.entry(key).or_default().insert(false),
                 // A file that a killed worker was writing.
                 None if name.ends_with(STAGED_SUFFIX) => medium.remove(&format!("{DIR}/{name}")).is_ok(),
-                Some(FileKind::Inherited) | None => false,
+                Some(FileKind::Inherited | FileKind::Proof(_)) | None => false,
             };
         }
         for (key, files) in found {

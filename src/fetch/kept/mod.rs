@@ -30,6 +30,7 @@ mod inherited;
 mod insert;
 mod load;
 mod open;
+mod proofs;
 mod read;
 mod room;
 mod scan;

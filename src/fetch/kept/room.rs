@@ -59,7 +59,7 @@ impl Shared {
     }
 
     /// By how many bytes free space falls below the floor when `more` bytes are written.
-    fn below_floor(&self, more: u64) -> u64 {
+    pub(super) fn below_floor(&self, more: u64) -> u64 {
         match self.medium.space() {
             Ok(space) => (self.free_floor.saturating_add(more)).saturating_sub(space.available),
             // Unknown: the write itself fails when there is no space.

@@ -370,7 +370,8 @@ impl CachedSource {
         self.detached.load(Ordering::Relaxed)
     }
 
-    pub(super) fn is_pinned(&self) -> bool {
+    /// Whether the cache does not evict it to make room.
+    pub fn is_pinned(&self) -> bool {
         self.pinned.load(Ordering::Relaxed)
     }
 

@@ -241,3 +241,75 @@ fn a_map_that_moves_takes_its_list_of_unflushed_pages_along() {
     // The list of pages far behind is memory of the map.
     assert_eq!(first.memory(), 6 * PAGE);
 }
+
+/// The header lists the pages before this one.
+const NEAR: u64 = 448 * 64;
+
+/// A tmpfs of its own in a directory of its own, until dropped.
+struct SmallTmpfs(tempfile::TempDir);
+
+impl SmallTmpfs {
+    fn new(options: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        sys::mount_tmpfs(dir.path(), options).unwrap();
+        Self(dir)
+    }
+
+    fn file(&self, name: &str) -> File {
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).open(self.0.path().join(name)).unwrap()
+    }
+
+    /// Takes all the space that is left.
+    fn fill(&self) {
+        let rest = self.file("rest");
+        let full = (0..).find_map(|page| sys::fallocate(rest.as_fd(), 0, page * PAGE, PAGE).err()).unwrap();
+        assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+    }
+}
+
+impl Drop for SmallTmpfs {
+    fn drop(&mut self) {
+        let _ = sys::unmount(self.0.path(), sys::Detach::Yes);
+    }
+}
+
+/// Guards D77.
+#[test]
+fn a_map_of_an_earlier_version_is_taken_over_when_there_is_no_memory_for_its_list() {
+    if sys::effective_ids().0 != 0 {
+        println!("SKIP: needs root");
+        return;
+    }
+    let tmpfs = SmallTmpfs::new("size=4m");
+    let file = tmpfs.file("arena");
+    LiveArena::format(&file, &IDENTITY).unwrap();
+    // Of a disk of more than 1.7 TiB; two pages of the list are behind the header.
+    let pages = [0, 7, NEAR, NEAR + 40_000];
+    put(&arena(&file), 1, &pages);
+    // Such a version reserves no list.
+    let list = window(1) + super::super::live::FAR_AT;
+    let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    sys::fallocate(file.as_fd(), punch, list, 64 * PAGE).unwrap();
+    taken_over_by_an_earlier_version(&file);
+    tmpfs.fill();
+    // However many workers come.
+    for _ in 0..3 {
+        let arena = arena(&file);
+        has(&arena, 1, &pages);
+        let live = arena.existing(1).unwrap().unwrap();
+        assert!(!live.is_tracked(), "a list that the next worker does not find counts");
+        pages.iter().for_each(|page| live.note_unflushed(*page));
+        assert_eq!(live.unflushed_pages().collect::<Vec<_>>(), pages);
+        live.forget_unflushed(NEAR);
+        assert_eq!(live.unflushed_pages().collect::<Vec<_>>(), [0, 7, NEAR + 40_000]);
+        live.set_tracked();
+    }
+    // With memory again, the list is kept as ever.
+    std::fs::remove_file(tmpfs.0.path().join("rest")).unwrap();
+    let last = arena(&file);
+    let live = last.existing(1).unwrap().unwrap();
+    assert!(!live.is_tracked());
+    live.set_tracked();
+    assert!(live.is_tracked());
+}

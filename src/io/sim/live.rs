@@ -42,6 +42,10 @@ impl LiveStore for SimLive {
         self.complete.lock().insert(disk, live);
         Ok(())
     }
+    fn abandon(&self, disk: u64) -> io::Result<()> {
+        self.fresh.lock().remove(&disk);
+        Ok(())
+    }
     fn disks(&self) -> io::Result<Vec<u64>> {
         Ok(self.complete.lock().keys().copied().collect())
     }

@@ -15,6 +15,8 @@ use super::{HttpIdentity, Strictness};
 use crate::source::Verdict;
 use crate::source::http_identity::printable;
 
+/// The version of an object of a bucket.
+const VERSION: HeaderName = HeaderName::from_static("x-amz-version-id");
 /// When a server sends the whole file instead of a range, at most so many bytes before the range are skipped.
 pub(super) const MAX_SKIP: u64 = 1 << 20;
 /// Longest Retry-After that is respected: a guest may wait, and a proxy that sent it may be gone.
@@ -41,11 +43,13 @@ pub(crate) enum Failure {
     /// The request may succeed later; not before `after` has passed, if the server sent Retry-After.
     Again { why: String, after: Option<Duration>, advice: Option<&'static str> },
     /// The server refuses to send the object.
-    Denied { status: u16, why: String },
+    Denied { status: u16, why: String, advice: Option<&'static str> },
     /// The answer is about another object.
     Another(String),
     /// The answer does not fit the request.
     Protocol(String),
+    /// The bytes of the answer are not those that their proof names.
+    Disproven(String),
     /// The server says that the range is outside of the object, which it is not.
     OutOfRange(String),
     /// The server says that the condition on the entity tag does not hold.
@@ -70,7 +74,7 @@ impl Failure {
     pub fn why(&self) -> &str {
         match self {
             Self::Again { why, .. } | Self::Denied { why, .. } => why,
-            Self::Another(why) | Self::Protocol(why) | Self::OutOfRange(why) => why,
+            Self::Another(why) | Self::Protocol(why) | Self::Disproven(why) | Self::OutOfRange(why) => why,
             Self::Precondition => "it is not the version that was added (412)",
             Self::Overtaken => "another request failed",
             Self::Moved { .. } => "it is somewhere else",
@@ -92,7 +96,7 @@ impl Failure {
 
     /// Whether the cause may be a cache on the way, or one node of many, so that a fresh request may succeed.
     pub fn may_be_a_cache(&self) -> bool {
-        matches!(self, Self::Another(_) | Self::Precondition | Self::OutOfRange(_))
+        matches!(self, Self::Another(_) | Self::Precondition | Self::OutOfRange(_) | Self::Disproven(_))
     }
 }
 
@@ -123,7 +127,7 @@ fn unsatisfied_total(text: &str) -> Option<u64> {
 
 /// What an answer says about the object that it is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Proof {
+pub(super) enum Evidence {
     /// ETag and Last-Modified.
     #[default]
     Validators,
@@ -144,7 +148,7 @@ pub(super) enum Sending {
 /// The requested range, and the pinned object; no object for the first request.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RangeRequest<'a> {
-    pub proof: Proof,
+    pub evidence: Evidence,
     pub sending: Sending,
     pub range: Range<u64>,
     pub pinned: Option<(&'a HttpIdentity, Strictness)>,
@@ -183,7 +187,11 @@ pub(super) fn judge(
 }
 
 fn denied(status: StatusCode, why: &str) -> Result<Body, Failure> {
-    Err(Failure::Denied { status: status.as_u16(), why: format!("{why} ({})", status.as_u16()) })
+    Err(Failure::Denied {
+        status: status.as_u16(),
+        why: format!("{why} ({})", status.as_u16()),
+        advice: None,
+    })
 }
 
 /// How long a redirect is valid.
@@ -208,26 +216,32 @@ fn plain(headers: &HeaderMap) -> Result<(), Failure> {
     Ok(())
 }
 
-fn identity(headers: &HeaderMap, size: u64, proof: Proof) -> HttpIdentity {
+fn identity(headers: &HeaderMap, size: u64, evidence: Evidence) -> HttpIdentity {
     let owned = |name| text(headers, name).map(str::to_owned);
-    match proof {
-        Proof::Validators => {
-            HttpIdentity { size, etag: owned(header::ETAG), last_modified: owned(header::LAST_MODIFIED) }
-        }
-        Proof::ContentMd5 => {
+    let (etag, last_modified, version) = match evidence {
+        Evidence::Validators => (
+            owned(header::ETAG),
+            owned(header::LAST_MODIFIED),
+            // Of a bucket without versions it is "null".
+            owned(VERSION).filter(|version| version != "null"),
+        ),
+        Evidence::ContentMd5 => {
             let md5 = text(headers, HeaderName::from_static("content-md5"))
                 .map(|md5| format!("\"{}\"", md5.trim().to_ascii_lowercase()));
-            HttpIdentity { size, etag: md5, last_modified: None }
+            (md5, None, None)
         }
-    }
+    };
+    HttpIdentity { size, etag, last_modified, version }
 }
 
 fn verdict(found: &HttpIdentity, asked: &RangeRequest<'_>) -> Verdict {
     let Some((pinned, strictness)) = asked.pinned else { return Verdict::Same };
     let verdict = pinned.compare(strictness, found);
-    match (verdict, asked.proof) {
-        (Verdict::Another(why), Proof::ContentMd5) => Verdict::Another(why.replace("ETag", "Content-MD5")),
-        (Verdict::Unproven(why), Proof::ContentMd5) => Verdict::Unproven(why.replace("ETag", "Content-MD5")),
+    match (verdict, asked.evidence) {
+        (Verdict::Another(why), Evidence::ContentMd5) => Verdict::Another(why.replace("ETag", "Content-MD5")),
+        (Verdict::Unproven(why), Evidence::ContentMd5) => {
+            Verdict::Unproven(why.replace("ETag", "Content-MD5"))
+        }
         (verdict, _) => verdict,
     }
 }
@@ -249,7 +263,7 @@ fn partial(headers: &HeaderMap, asked: &RangeRequest<'_>) -> Result<Body, Failur
     let Some(total) = total else {
         return protocol("its Content-Range does not say how large the whole is".into());
     };
-    let found = identity(headers, total, asked.proof);
+    let found = identity(headers, total, asked.evidence);
     match verdict(&found, asked) {
         Verdict::Same => {}
         Verdict::Another(why) => return Err(Failure::Another(why)),
@@ -279,7 +293,7 @@ fn whole(headers: &HeaderMap, asked: &RangeRequest<'_>) -> Result<Body, Failure>
             format!("it answers a request for a range with status 200 and a body of any length ({kind})");
         return Err(Failure::Protocol(why));
     };
-    let found = identity(headers, length, asked.proof);
+    let found = identity(headers, length, asked.evidence);
     match (verdict(&found, asked), asked.sending) {
         (Verdict::Another(why), Sending::Whole) => return Err(Failure::Another(why)),
         (Verdict::Unproven(why), Sending::Whole) => return Err(Failure::Protocol(why)),

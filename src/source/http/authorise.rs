@@ -28,12 +28,10 @@ use crate::source::{GlanceIdentity, SourceError};
 /// Work that may wait.
 pub(crate) type Job<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// A request as it will be sent, but for what authorises it.
+/// A request that is to be authorised.
 pub(crate) struct Unsigned<'a> {
     pub method: &'a Method,
     pub url: &'a Url,
-    /// All header lines but those that the client adds itself, such as `Host`.
-    pub headers: &'a HeaderMap,
 }
 
 /// The answer to a request that brought no bytes. A redirect with a `Location` is none.
@@ -50,8 +48,9 @@ pub(crate) struct Refusal<'a> {
 
 /// What a refusal means.
 pub(crate) enum Remedy {
-    /// There are other credentials now: the request is sent again at once. The HTTP source believes it once per request.
-    Renewed,
+    /// There are other credentials now: the request is sent again at once. The HTTP source believes it once per request;
+    /// the second time, the request fails with this.
+    Renewed(Failure),
     /// The object is at this URL: as a redirect to it.
     Elsewhere(Url),
     /// The request fails with this. It is sent again later.
@@ -98,7 +97,7 @@ pub(crate) trait Grant: Send + Sync {
     fn sign(&self, request: &Unsigned<'_>) -> Result<HeaderMap, Failure>;
 
     /// Itself, for the authoriser that made it.
-    fn as_any(&self) -> &dyn Any;
+    fn as_any(&self) -> &(dyn Any + Send + Sync);
 }
 
 /// Where a source is, as the HTTP source needs it.
@@ -136,14 +135,14 @@ struct UserInfo {
 }
 
 /// Header lines that are the same for each request.
-struct Fixed(HeaderMap);
+pub(crate) struct Fixed(pub HeaderMap);
 
 impl Grant for Fixed {
     fn sign(&self, _request: &Unsigned<'_>) -> Result<HeaderMap, Failure> {
         Ok(self.0.clone())
     }
 
-    fn as_any(&self) -> &dyn Any {
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
         self
     }
 }

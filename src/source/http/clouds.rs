@@ -214,7 +214,7 @@ impl Grant for LentToken {
         Ok(HeaderMap::from_iter([(HeaderName::from_static("x-auth-token"), value)]))
     }
 
-    fn as_any(&self) -> &dyn Any {
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
         self
     }
 }
@@ -236,7 +236,7 @@ impl Authoriser for CloudAuthoriser {
             if let (401, Some(LentToken(held))) = (refusal.status, grant.as_any().downcast_ref::<LentToken>())
             {
                 match self.0.renew(held).await {
-                    Ok(true) => return Remedy::Renewed,
+                    Ok(true) => return Remedy::Renewed(refusal.failure.clone()),
                     Ok(false) => {}
                     Err(failure) => return Remedy::Fails(failure),
                 }

@@ -13,10 +13,12 @@ use super::answer::{Failure, RangeRequest};
 use super::gate::{Pass, jittered};
 use super::limit::{Party, Rate, Slots};
 use super::mirror::{Dispatch, Mirror, SLOW, Transfer};
+use super::proving::Proving;
 use super::wait::{Patience, Stalls, Wait};
 use super::{Backlog, Http, HttpIdentity, RemoteOptions, failed, ways_of, words};
 use crate::source::{
-    Deliver, Fetch, GlanceIdentity, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall, UrlState,
+    Deliver, Fetch, GlanceIdentity, ProofOfRange, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall,
+    UrlState,
 };
 
 /// Attempts, and the longest time, of a fetch for which no reader waits.
@@ -134,15 +136,18 @@ impl HttpSource {
         self.http.runtime.spawn(async move {
             if let Ok(mut pass) = mirror.gate.enter() {
                 let wait = Wait::new(None, Patience::Endless, this.http.config.min_rate);
-                let (mut at, mut deliver): (_, Deliver) = (0, Box::new(|_| {}));
-                // So many bytes prove that it works.
-                let end = PROOF.min(this.identity.size);
+                let mut deliver: Deliver = Box::new(|_| {});
+                // So many bytes prove that it works. One that sent wrong bytes has to send the right ones there.
+                let wrong = mirror.disproven.lock().clone();
+                let mut proving = wrong.clone().map(|parts| Proving::known(parts.range(), parts));
+                let range = wrong.map_or(0..PROOF.min(this.identity.size), |parts| parts.range());
+                let mut at = range.start;
                 let times = this.times(&wait, 1);
-                let mut job =
-                    AttemptLimits { purpose: Purpose::Hydrate, wait: &wait, pass: &mut pass, times };
-                let once = this.attempt(&mirror, &mut at, end, &mut job, &mut deliver);
+                let (purpose, proving) = (Purpose::Hydrate, proving.as_mut());
+                let mut job = AttemptLimits { purpose, wait: &wait, pass: &mut pass, times, proving };
+                let once = this.attempt(&mirror, &mut at, range.end, &mut job, &mut deliver);
                 match timeout(this.http.answer_timeout(), once).await {
-                    Ok(Ok(())) => {}
+                    Ok(Ok(())) => *mirror.disproven.lock() = None,
                     Ok(Err(failure)) => pass.failed(&failure),
                     Err(_) => pass.failed(&Failure::again("it does not answer in time")),
                 }
@@ -159,12 +164,38 @@ impl HttpSource {
         Times { answer: least(self.http.answer_timeout()), window: least(config.stall_timeout) }
     }
 
+    async fn fetch_within_deadline(
+        self: Arc<Self>,
+        range: Range<u64>,
+        purpose: Purpose,
+        since: Time,
+        mut deliver: Deliver,
+        proof: Option<ProofOfRange>,
+    ) -> Result<(), SourceError> {
+        let demand = purpose == Purpose::Demand;
+        let patience = match self.options.deadline {
+            Some(deadline) if demand => Patience::From(Instant::from_std(since), deadline),
+            None if demand => Patience::Endless,
+            deadline => Patience::AfterFailure(deadline.unwrap_or(TRIED_FOR).min(TRIED_FOR)),
+        };
+        let stalls = demand.then(|| self.stalls.clone());
+        let wait = Wait::new(stalls, patience, self.http.config.min_rate);
+        let proving = proof.map(|proof| Proving::begin(&self.http.runtime, range.clone(), proof));
+        tokio::select! {
+            // In this order: a read that has all its bytes succeeds, also at the deadline.
+            biased;
+            done = self.run(range, purpose, &mut deliver, &wait, proving) => done,
+            () = wait.over() => Err(too_late(&self.shown(), wait.limit().unwrap_or_default(), wait.last())),
+        }
+    }
+
     async fn run(
         self: &Arc<Self>,
         range: Range<u64>,
         purpose: Purpose,
         deliver: &mut Deliver,
         wait: &Wait,
+        mut proving: Option<Proving>,
     ) -> Result<(), SourceError> {
         let (mut at, mut tries) = (range.start, 0);
         let mut changes = self.place.subscribe();
@@ -179,8 +210,9 @@ impl HttpSource {
                     "undo it with: plyfs base fail NAME --undo, or: plyfs base set NAME --source URL",
                 ));
             }
-            let asking =
-                self.ask_one_after_the_other(&place, &mut at, range.end, purpose, &mut tries, deliver, wait);
+            let (tries, proving) = (&mut tries, proving.as_mut());
+            let asking = self
+                .ask_one_after_the_other(&place, &mut at, range.end, purpose, tries, deliver, wait, proving);
             tokio::select! {
                 done = asking => return done,
                 // It does not fail: the sender is part of this source.
@@ -200,6 +232,7 @@ impl HttpSource {
         tries: &mut u32,
         deliver: &mut Deliver,
         wait: &Wait,
+        mut proving: Option<&mut Proving>,
     ) -> Result<(), SourceError> {
         let mut pauses = vec![Pause::default(); place.mirrors.len()];
         while *at < end {
@@ -226,8 +259,12 @@ impl HttpSource {
                 sleep_until(until).await;
             }
             let times = self.times(wait, place.mirrors.len());
-            let mut job = AttemptLimits { purpose, wait, pass: &mut pass, times };
+            let proving_now = proving.as_deref_mut();
+            let mut job = AttemptLimits { purpose, wait, pass: &mut pass, times, proving: proving_now };
             let Err(failure) = self.attempt(mirror, at, end, &mut job, deliver).await else { continue };
+            if let Some(error) = proving.as_mut().and_then(|proving| proving.lost()) {
+                return Err(error);
+            }
             if failure == Failure::Overtaken {
                 continue;
             }
@@ -288,10 +325,10 @@ impl HttpSource {
         deliver: &mut Deliver,
     ) -> Result<(), Failure> {
         self.http.usable().await?;
-        let (proof, sending) = self.image.as_ref().map_or_else(Default::default, ways_of);
+        let (evidence, sending) = self.image.as_ref().map_or_else(Default::default, ways_of);
         let pinned = Some((&self.identity, self.options.strictness));
         let ask = Dispatch {
-            asked: RangeRequest { range: *at..end, pinned, proof, sending },
+            asked: RangeRequest { range: *at..end, pinned, evidence, sending },
             image: self.image.as_ref(),
             purpose: job.purpose,
             fresh: false,
@@ -305,18 +342,50 @@ impl HttpSource {
         let transfer = mirror.ask(&self.http, &ask).await?;
         let before = *at;
         let backlog = self.backlog.lock().clone();
-        let mut give = |bytes: &[u8]| {
-            deliver(bytes);
-            *at += bytes.len() as u64;
+        let backlog = backlog.as_deref();
+        let (rate, window) = (Some(&self.rate), job.times.window);
+        let result = match &mut job.proving {
+            Some(proving) => {
+                proving.restart();
+                let (pass, wait) = (&mut *job.pass, job.wait);
+                // Only proven bytes are progress: a server that sends others does not work.
+                let mut note = |proven: usize, now: u64| {
+                    *at = now;
+                    if proven > 0 {
+                        wait.progressed(proven);
+                        pass.worked();
+                    }
+                };
+                let mut give = |bytes: &[u8]| {
+                    let proven = proving.take(bytes, &mut **deliver);
+                    note(*proven.as_ref().unwrap_or(&0), proving.at());
+                    proven.map(drop)
+                };
+                let reading = BodyLimits { wait: None, rate, window, pass: None, backlog };
+                let read = read(&self.http, transfer, reading, &mut give).await;
+                // Whole parts of a transfer that broke count, too. The request holds no slot by now.
+                let settled = match &read {
+                    Err(Failure::Disproven(_)) => Ok(0),
+                    _ => proving.settle(&mut **deliver).await,
+                };
+                note(*settled.as_ref().unwrap_or(&0), proving.at());
+                let result = settled.map(drop).and(read);
+                if let (Err(Failure::Disproven(why)), Some(part)) = (&result, proving.disproven()) {
+                    mirror.sent_wrong(part, why);
+                }
+                result
+            }
+            None => {
+                let mut give = |bytes: &[u8]| {
+                    deliver(bytes);
+                    *at += bytes.len() as u64;
+                    Ok(())
+                };
+                let pass = Some(&mut *job.pass);
+                let reading = BodyLimits { wait: Some(job.wait), rate, window, pass, backlog };
+                read(&self.http, transfer, reading, &mut give).await
+            }
         };
-        let reading = BodyLimits {
-            wait: job.wait,
-            rate: Some(&self.rate),
-            window: job.times.window,
-            pass: Some(&mut *job.pass),
-            backlog: backlog.as_deref(),
-        };
-        let result = read(&self.http, transfer, reading, &mut give).await;
         if result.is_err() && *at == before {
             mirror.forget_target();
         }
@@ -354,6 +423,8 @@ struct AttemptLimits<'a> {
     wait: &'a Wait,
     pass: &'a mut Pass,
     times: Times,
+    /// By what the bytes are proven, where they are.
+    proving: Option<&'a mut Proving>,
 }
 
 /// Measures how fast a body comes.
@@ -407,7 +478,8 @@ impl Pace {
 
 /// The limits of reading a body.
 pub(super) struct BodyLimits<'a> {
-    pub wait: &'a Wait,
+    /// Is told of the bytes that come.
+    pub wait: Option<&'a Wait>,
     pub rate: Option<&'a Rate>,
     /// The time over which the minimum rate is averaged.
     pub window: Duration,
@@ -422,7 +494,7 @@ pub(super) async fn read(
     http: &Http,
     transfer: Transfer,
     reading: BodyLimits<'_>,
-    give: &mut (dyn FnMut(&[u8]) + Send),
+    give: &mut (dyn FnMut(&[u8]) -> Result<(), Failure> + Send),
 ) -> Result<(), Failure> {
     let BodyLimits { wait, rate, window, mut pass, backlog } = reading;
     let Transfer { mut response, body, mut slots } = transfer;
@@ -474,9 +546,11 @@ pub(super) async fn read(
             return Err(Failure::Protocol("it sends more bytes than the range has".into()));
         }
         if wanted > 0 {
-            wait.progressed(wanted);
+            if let Some(wait) = wait {
+                wait.progressed(wanted);
+            }
             left -= wanted as u64;
-            if body.announced { give(&rest[..wanted]) } else { held.extend_from_slice(&rest[..wanted]) }
+            if body.announced { give(&rest[..wanted])? } else { held.extend_from_slice(&rest[..wanted]) }
         }
         if (left == 0 || pace.total >= PROOF)
             && let Some(pass) = pass.take()
@@ -504,10 +578,7 @@ pub(super) async fn read(
             break;
         }
     }
-    if !held.is_empty() {
-        give(&held);
-    }
-    Ok(())
+    if held.is_empty() { Ok(()) } else { give(&held) }
 }
 
 impl RemoteSource for HttpSource {
@@ -519,29 +590,19 @@ impl RemoteSource for HttpSource {
         self.place.borrow().shown()
     }
 
-    fn fetch(
+    fn fetch(self: Arc<Self>, range: Range<u64>, purpose: Purpose, since: Time, deliver: Deliver) -> Fetch {
+        Box::pin(self.fetch_within_deadline(range, purpose, since, deliver, None))
+    }
+
+    fn fetch_proven(
         self: Arc<Self>,
         range: Range<u64>,
         purpose: Purpose,
         since: Time,
-        mut deliver: Deliver,
+        deliver: Deliver,
+        proof: ProofOfRange,
     ) -> Fetch {
-        Box::pin(async move {
-            let demand = purpose == Purpose::Demand;
-            let patience = match self.options.deadline {
-                Some(deadline) if demand => Patience::From(Instant::from_std(since), deadline),
-                None if demand => Patience::Endless,
-                deadline => Patience::AfterFailure(deadline.unwrap_or(TRIED_FOR).min(TRIED_FOR)),
-            };
-            let stalls = demand.then(|| self.stalls.clone());
-            let wait = Wait::new(stalls, patience, self.http.config.min_rate);
-            tokio::select! {
-                // In this order: a read that has all its bytes succeeds, also at the deadline.
-                biased;
-                done = self.run(range, purpose, &mut deliver, &wait) => done,
-                () = wait.over() => Err(too_late(&self.shown(), wait.limit().unwrap_or_default(), wait.last())),
-            }
-        })
+        Box::pin(self.fetch_within_deadline(range, purpose, since, deliver, Some(proof)))
     }
 
     fn stall(&self) -> Option<Stall> {
@@ -583,7 +644,12 @@ fn too_late(shown: &str, limit: Duration, last: Option<Failure>) -> SourceError 
     let text = format!("{why} ({})", last.why());
     match &mut last {
         Failure::Again { why, .. } | Failure::Denied { why, .. } => *why = text,
-        Failure::Another(why) | Failure::Protocol(why) | Failure::OutOfRange(why) => *why = text,
+        Failure::Another(why)
+        | Failure::Protocol(why)
+        | Failure::Disproven(why)
+        | Failure::OutOfRange(why) => {
+            *why = text;
+        }
         Failure::Precondition => last = Failure::Another(text),
         Failure::Overtaken => last = Failure::again(text),
         Failure::Moved { .. } => last = Failure::Protocol(text),

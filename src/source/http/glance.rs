@@ -167,7 +167,7 @@ impl Http {
         if hash.is_empty() && options.strictness == Strictness::Strong {
             return Err(insufficient(&shown(&url), "its record has no os_hash_value".into()));
         }
-        let answer = HttpIdentity { size, etag: None, last_modified: None };
+        let answer = HttpIdentity { size, etag: None, last_modified: None, version: None };
         let data = if whole { ImageData::Whole } else { ImageData::Ranges };
         let mut pinned = GlanceIdentity { id: record.id.clone(), hash, data, answer };
         let mirror = Mirror::new(self.services.locate(&url, None)?);
@@ -248,11 +248,15 @@ impl Image {
                     return Err(refused("the list of images", status, &headers));
                 }
                 let matches = Matches::parse(&body).map_err(Failure::Protocol)?;
-                matches.only(&self.place.image).map_err(|why| Failure::Denied { status: 404, why })?
+                matches.only(&self.place.image).map_err(|why| Failure::Denied {
+                    status: 404,
+                    why,
+                    advice: None,
+                })?
             }
         };
         match record.unreadable() {
-            Some(why) => Err(Failure::Denied { status: 403, why }),
+            Some(why) => Err(Failure::Denied { status: 403, why, advice: None }),
             None => Ok(record),
         }
     }
@@ -267,7 +271,7 @@ impl Image {
                     "Glance has no image {} that this project may see (404): it was deleted, or is another project's",
                     self.place.image
                 );
-                return Err(Failure::Denied { status: 404, why });
+                return Err(Failure::Denied { status: 404, why, advice: None });
             }
             _ => return Err(refused("the record of the image", status, &headers)),
         }
@@ -300,7 +304,7 @@ impl Image {
             };
             let mut headers = HeaderMap::new();
             if let Some(grant) = &grant {
-                let request = Unsigned { method: &reqwest::Method::GET, url, headers: &headers };
+                let request = Unsigned { method: &reqwest::Method::GET, url };
                 headers = grant.sign(&request)?;
             }
             let count = http.count(url);
@@ -334,7 +338,7 @@ impl Image {
                 let refusal =
                     Refusal { url, status: 401, headers: &answered, text: &body, failure: &failure };
                 match authoriser.refused(http, &**grant, refusal).await {
-                    Remedy::Renewed => {
+                    Remedy::Renewed(_) => {
                         renewed = true;
                         continue;
                     }
@@ -412,7 +416,7 @@ impl Image {
         let (glance, reach) = self.endpoint(http).await?;
         let record = self.record(http, &glance, reach).await?;
         if let Some(why) = record.unreadable() {
-            return Err(Failure::Denied { status: 403, why });
+            return Err(Failure::Denied { status: 403, why, advice: None });
         }
         if let Some(pinned) = pinned {
             let found = pinned.compare(record.size.unwrap_or(0), &record.id, &hash_of(&record));
@@ -452,7 +456,9 @@ fn parse(text: &str) -> Result<Url, Failure> {
 fn refused(what: &str, status: StatusCode, headers: &HeaderMap) -> Failure {
     let asked = RangeRequest { range: 0..1, ..RangeRequest::default() };
     match judge(status, headers, &asked) {
-        Err(Failure::Denied { status, why }) => Failure::Denied { status, why: format!("{what}: {why}") },
+        Err(Failure::Denied { status, why, advice }) => {
+            Failure::Denied { status, why: format!("{what}: {why}"), advice }
+        }
         Err(Failure::Moved { .. }) => {
             Failure::Protocol(format!("{what} is redirected; give the URL where it leads"))
         }
@@ -514,7 +520,7 @@ impl Grant for NoGrant {
         Ok(HeaderMap::new())
     }
 
-    fn as_any(&self) -> &dyn Any {
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
         self
     }
 }

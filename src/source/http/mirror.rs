@@ -19,7 +19,7 @@ use reqwest::{Method, Response, Url};
 use tokio::time::{Instant, timeout};
 
 use super::address::{Reach, host_not_public, not_public};
-use super::answer::{Body, Failure, Proof, RangeRequest, Sending, judge};
+use super::answer::{Body, Evidence, Failure, RangeRequest, Sending, judge};
 use super::authorise::{Authoriser, Found, Located, Pinned, Refusal, Remedy, Unsigned};
 use super::gate::{Gate, Pass};
 use super::limit::{Party, Slot, Slots};
@@ -28,7 +28,7 @@ use super::tls;
 use super::url::{origin, server, take_user_info};
 use super::wait::Wait;
 use super::{Http, shown, words};
-use crate::source::Purpose;
+use crate::source::{Parts, Purpose};
 
 const MAX_HOPS: usize = 10;
 /// Most attempts of one request: each time that it finds the target invalid, another request may have found a new one.
@@ -41,6 +41,9 @@ const MAX_DRAIN_TIME: Duration = Duration::from_secs(1);
 pub(super) const SLOW: Duration = Duration::from_secs(1);
 /// How long requests bypass caches on the way after one of them had another object.
 const SUSPECT: Duration = Duration::from_secs(60);
+
+/// The shortest time between two log lines that a URL sends wrong bytes.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// See the module.
 pub(super) struct Mirror {
@@ -56,6 +59,10 @@ pub(super) struct Mirror {
     suspect: Mutex<Option<Instant>>,
     /// Its server does not understand `If-Match`.
     pub without_condition: AtomicBool,
+    /// The part that it sent with other bytes than its proof names.
+    pub disproven: Mutex<Option<Parts>>,
+    /// When the log said so last.
+    told: Mutex<Option<Instant>>,
     /// Whether a task tries if the URL works again.
     pub checking: AtomicBool,
 }
@@ -134,6 +141,8 @@ impl Mirror {
             resolving: tokio::sync::Mutex::new(()),
             suspect: Mutex::new(None),
             without_condition: AtomicBool::new(false),
+            disproven: Mutex::default(),
+            told: Mutex::default(),
             checking: AtomicBool::new(false),
         }
     }
@@ -182,6 +191,20 @@ impl Mirror {
     pub fn suspect_caches(&self) {
         self.forget_target();
         *self.suspect.lock() = Some(Instant::now() + SUSPECT);
+    }
+
+    /// Notes that it sent a part with other bytes than its proof names.
+    pub fn sent_wrong(&self, part: Parts, why: &str) {
+        *self.disproven.lock() = Some(part);
+        let mut told = self.told.lock();
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                url = self.shown,
+                why,
+                "a server sends bytes that are not those of the image; they are not used"
+            );
+        }
     }
 
     /// Whether requests bypass caches on the way.
@@ -271,7 +294,7 @@ impl Mirror {
         if ask.asked.sending == Sending::Range {
             headers.insert(header::RANGE, value(&format!("bytes={start}-{}", end - 1))?);
         }
-        if ask.asked.proof == Proof::Validators
+        if ask.asked.evidence == Evidence::Validators
             && let Some((pinned, super::Strictness::Strong)) = ask.asked.pinned
             && let Some(etag) = pinned.strong_etag()
             && !self.without_condition.load(Ordering::Relaxed)
@@ -301,7 +324,7 @@ impl Mirror {
             let mut headers = self.headers(ask)?;
             if let Some(grant) = &grant {
                 // Now, and not before its turn came: a signature has the time in it.
-                let request = Unsigned { method: &Method::GET, url, headers: &headers };
+                let request = Unsigned { method: &Method::GET, url };
                 let signed = grant.sign(&request)?;
                 headers.extend(signed);
             }
@@ -358,7 +381,7 @@ impl Mirror {
                 // A Glance answers 400.
                 return Err(Failure::Protocol(NO_RANGES.into()));
             }
-            if status == 204 && ask.asked.proof == Proof::ContentMd5 {
+            if status == 204 && ask.asked.evidence == Evidence::ContentMd5 {
                 let why = "Glance has lost the data of the image (204): its store does not have it any more";
                 return Err(Failure::Protocol(why.into()));
             }
@@ -369,12 +392,11 @@ impl Mirror {
             };
             let refusal = Refusal { url, status, headers: &headers, text: &text, failure: &failure };
             match authoriser.refused(http, &*grant, refusal).await {
-                Remedy::Renewed if !renewed => renewed = true,
-                Remedy::Renewed => return Err(failure),
+                Remedy::Renewed(_) if !renewed => renewed = true,
+                Remedy::Renewed(failure) | Remedy::Fails(failure) => return Err(failure),
                 Remedy::Elsewhere(to) => {
                     return Err(Failure::Moved { to: to.into(), for_at_most: None, by });
                 }
-                Remedy::Fails(failure) => return Err(failure),
             }
         }
     }

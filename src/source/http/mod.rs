@@ -23,6 +23,7 @@ mod mirror;
 mod names;
 mod network;
 mod post;
+mod proving;
 mod secrets;
 mod servers;
 #[cfg(test)]
@@ -46,10 +47,10 @@ use crate::config::HttpConfig;
 use crate::format::record::ImageData;
 pub use crate::format::record::Strictness;
 use address::AllowList;
-use answer::Failure;
-use answer::{Proof, RangeRequest, Sending};
-pub(crate) use authorise::Located;
+pub(crate) use answer::Failure;
+use answer::{Evidence, RangeRequest, Sending};
 use authorise::Pinned;
+pub(crate) use authorise::{Authoriser, Fixed, Grant, Job, Located, Refusal, Remedy, Unsigned};
 pub use backlog::{Backlog, WholeSource};
 pub(crate) use clouds::Clouds;
 use fetch::BodyLimits;
@@ -62,11 +63,12 @@ use mirror::{Dispatch, HeldSlots, Mirror};
 use network::Clients;
 pub use network::{Network, Proxies};
 use secrets::Keyring;
+pub(crate) use secrets::read as read_secret;
 pub use secrets::{Credentials, NoCredentials, Secret, SecretName, Section};
 pub use servers::HttpCounters;
 use servers::{Count, Servers};
-pub(crate) use url::percent_decode;
 pub use url::{check_url, shown};
+pub(crate) use url::{parse, percent_decode};
 use wait::{Patience, Wait};
 
 /// Bytes of the first request.
@@ -269,10 +271,10 @@ impl Http {
         fresh: bool,
         image: Pinned<'_>,
     ) -> Result<(Probed, Option<String>), Failure> {
-        let (proof, sending) = image.map_or_else(Default::default, ways_of);
+        let (evidence, sending) = image.map_or_else(Default::default, ways_of);
         let end = image.map_or(HEAD, |image| image.answer.size.min(HEAD));
         let ask = Dispatch {
-            asked: RangeRequest { range: 0..end, pinned: None, proof, sending },
+            asked: RangeRequest { range: 0..end, pinned: None, evidence, sending },
             image,
             purpose: Purpose::Demand,
             fresh,
@@ -291,8 +293,12 @@ impl Http {
         let date = answer::text(transfer.response.headers(), header::DATE).map(str::to_owned);
         let mut head = Vec::new();
         let window = self.config.stall_timeout;
-        let reading = BodyLimits { wait, rate: None, window, pass: None, backlog: None };
-        fetch::read(self, transfer, reading, &mut |bytes| head.extend_from_slice(bytes)).await?;
+        let reading = BodyLimits { wait: Some(wait), rate: None, window, pass: None, backlog: None };
+        let mut keep = |bytes: &[u8]| {
+            head.extend_from_slice(bytes);
+            Ok(())
+        };
+        fetch::read(self, transfer, reading, &mut keep).await?;
         Ok((Probed { identity, head }, date))
     }
 
@@ -323,6 +329,11 @@ impl Http {
     /// Counters of each server since the start, by host.
     pub fn servers(&self) -> Vec<(String, HttpCounters)> {
         self.servers.all()
+    }
+
+    /// The client that connects to any address, and to no proxy.
+    pub(crate) fn direct_client(&self) -> reqwest::Client {
+        self.clients.direct().clone()
     }
 
     fn count(&self, url: &Url) -> Arc<Count> {
@@ -380,11 +391,11 @@ impl Http {
 }
 
 /// What answers with the data of an image prove, and how its ranges are sent.
-fn ways_of(image: &GlanceIdentity) -> (Proof, Sending) {
+fn ways_of(image: &GlanceIdentity) -> (Evidence, Sending) {
     match image.data {
-        ImageData::Ranges => (Proof::ContentMd5, Sending::Range),
-        ImageData::Whole => (Proof::ContentMd5, Sending::Whole),
-        ImageData::Location => (Proof::Validators, Sending::Range),
+        ImageData::Ranges => (Evidence::ContentMd5, Sending::Range),
+        ImageData::Whole => (Evidence::ContentMd5, Sending::Whole),
+        ImageData::Location => (Evidence::Validators, Sending::Range),
     }
 }
 
@@ -435,8 +446,8 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
         Failure::Again { why, advice, .. } => {
             remote(SourceErrorKind::Unreachable, why, advice.unwrap_or("check the server and the network"))
         }
-        Failure::Denied { why, .. } => {
-            remote(SourceErrorKind::Denied, why, "check the URL and the credentials")
+        Failure::Denied { why, advice, .. } => {
+            remote(SourceErrorKind::Denied, why, advice.unwrap_or("check the URL and the credentials"))
         }
         Failure::Another(why) => remote(
             SourceErrorKind::Changed,
@@ -448,7 +459,7 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
             "it is not the version that was added (412)",
             "a base must never change; restore the original image there, or add the new one as a new base",
         ),
-        Failure::Protocol(why) | Failure::OutOfRange(why) => {
+        Failure::Protocol(why) | Failure::Disproven(why) | Failure::OutOfRange(why) => {
             remote(SourceErrorKind::Protocol, why, "check the server, or use another mirror")
         }
         Failure::Overtaken => {

@@ -74,6 +74,10 @@ pub(super) struct Clients {
 }
 
 impl Clients {
+    pub fn direct(&self) -> &Client {
+        &self.direct
+    }
+
     pub fn choose(&self, url: &Url, reach: Reach) -> &Client {
         match reach {
             _ if self.is_proxied(url) => &self.proxied,

@@ -39,7 +39,7 @@ impl Http {
             };
             let mut headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(media))]);
             if let Some(grant) = &grant {
-                let request = Unsigned { method: &Method::POST, url: &url, headers: &headers };
+                let request = Unsigned { method: &Method::POST, url: &url };
                 let signed = grant.sign(&request).map_err(|failure| failure.why().to_owned())?;
                 headers.extend(signed);
             }

@@ -53,6 +53,8 @@ impl fmt::Debug for Secret {
 pub enum Section {
     /// `[[http.credentials]]`.
     Http,
+    /// `[[http.s3]]`.
+    S3,
     /// `[[http.clouds]]`: a token, as [`Session`](crate::source::openstack::Session) in JSON.
     Cloud,
 }
@@ -157,7 +159,7 @@ impl Grant for LentHeaders {
         Ok(self.headers.clone())
     }
 
-    fn as_any(&self) -> &dyn Any {
+    fn as_any(&self) -> &(dyn Any + Send + Sync) {
         self
     }
 }
@@ -176,12 +178,12 @@ impl Authoriser for Key {
 
     fn refused<'a>(&'a self, _http: &'a Http, grant: &'a dyn Grant, refusal: Refusal<'a>) -> Job<'a, Remedy> {
         Box::pin(async move {
-            if let (401 | 403, Some(lent)) = (refusal.status, grant.as_any().downcast_ref::<LentHeaders>())
-                && self.renew(lent).await
-            {
-                return Remedy::Renewed;
-            }
-            Remedy::Fails(refusal.failure.clone())
+            let failure = refusal.failure.clone();
+            let lent = grant.as_any().downcast_ref::<LentHeaders>();
+            let Some(lent) = lent.filter(|_| matches!(refusal.status, 401 | 403)) else {
+                return Remedy::Fails(failure);
+            };
+            if self.renew(lent).await { Remedy::Renewed(failure) } else { Remedy::Fails(failure) }
         })
     }
 }

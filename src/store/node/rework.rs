@@ -371,7 +371,8 @@ impl DiskNode {
         delta.close().map_err(|error| self.failed(error))
     }
 
-    /// Step 4. Returns what was served before, when the disk is attached. `None` when what the layer copies is not there
+    /// Step 4. `follow` says, from what the disk stands on then, which layer is made next; the same record has it, so that no
+    /// crash ends the work in between. Returns what was served before, when the disk is attached. `None` when what the layer copies is not there
     /// any more: nothing has changed. For `unneeded` and `dropping` see [`DiskNode::drop_layers`].
     ///
     /// # Errors
@@ -381,6 +382,7 @@ impl DiskNode {
         base: NextBase,
         unneeded: impl FnOnce(Vec<u64>) -> Vec<u64>,
         dropping: &Mutex<()>,
+        follow: impl FnOnce(&Lineage) -> Option<Rework>,
     ) -> Result<Option<Weak<Disk>>, StoreError> {
         let attached = self.attach()?;
         let _sealing = self.sealing.lock();
@@ -419,10 +421,18 @@ impl DiskNode {
             return Err(error(removed()));
         }
         let _dropping = dropping.lock();
+        next.lineage.remove_unneeded();
+        let follow = follow(&next.lineage)
+            .map(|rework| Ok::<_, StoreError>((self.new_key(rework.layer.number)?, rework)))
+            .transpose()?;
         self.update(|record| {
             change(record);
             let removed = record.lineage.remove_unneeded();
             record.lineage.dropped.extend(unneeded(removed));
+            if let Some((key, rework)) = follow {
+                record.lineage.rework = Some(rework);
+                record.features.add_key(key);
+            }
         })?;
         if is_rebase {
             *self.base.write() = base.0.map(|(node, _)| node);

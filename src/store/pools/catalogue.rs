@@ -31,6 +31,16 @@ pub struct PoolView {
     pub reserve: Option<ReserveState>,
 }
 
+/// The directory of a pool.
+pub struct PoolDir {
+    /// Number of the pool.
+    pub number: u64,
+    /// Its name.
+    pub name: String,
+    /// The directory, without the reserve.
+    pub medium: Arc<dyn Medium>,
+}
+
 /// What of a disk lies in a pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PoolUse {
@@ -90,6 +100,18 @@ impl Store {
         std::iter::once(default).chain(pools.into_iter().map(view)).collect()
     }
 
+    /// The pools that can be used and are not the default one. The media spend nothing of a reserve.
+    pub fn pool_dirs(&self) -> Vec<PoolDir> {
+        let pools = self.pools.pools.read();
+        let usable = pools.values().filter(|pool| pool.trouble.is_none());
+        usable
+            .filter_map(|pool| {
+                let PoolEntry { number, name, .. } = &pool.entry;
+                Some(PoolDir { number: *number, name: name.clone(), medium: pool.dir.clone()? })
+            })
+            .collect()
+    }
+
     /// Names of the pools that cannot be used. Waits for nothing.
     pub fn unavailable_pools(&self) -> Vec<String> {
         let pools = self.pools.pools.read();
@@ -107,7 +129,7 @@ impl Store {
 
     /// Which disks have deltas or layers in a pool, removed ones too, by name.
     pub fn pool_uses(&self, number: u64) -> Vec<PoolUse> {
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         let mut uses = Vec::new();
         for node in disks {
             let lineage = node.lineage();
@@ -189,7 +211,7 @@ impl Store {
         self.write_list(&object, &entries)?;
         let trouble = Trouble { why: "this worker started before the pool was there".into(), is_gone: false };
         let medium = Arc::new(AbsentMedium::new(&entry, &trouble.why));
-        let pool = Pool { entry, medium, reserve: None, trouble: Some(trouble), is_lost: false };
+        let pool = Pool { entry, medium, dir: None, reserve: None, trouble: Some(trouble), is_lost: false };
         self.pools.pools.write().insert(number, Arc::new(pool));
         self.pool(name)
     }
@@ -222,12 +244,13 @@ impl Store {
         let lost = Pool {
             entry: before.entry.clone(),
             medium: Arc::new(AbsentMedium::lost(&before.entry)),
+            dir: None,
             reserve: None,
             trouble: None,
             is_lost: true,
         };
         self.pools.pools.write().insert(view.number, Arc::new(lost));
-        let disks: Vec<_> = self.names.read().disks.values().cloned().collect();
+        let disks = self.all_disks();
         for node in disks {
             let is_there = |delta: &u64| self.pools.home(*delta) == view.number;
             let done = match node.is_unlinked() && node.numbers().iter().any(is_there) {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{OpenPools, Trouble, read_list};
-use crate::format::layout::{DELTAS, POOL_IDENTITY, staged};
+use crate::format::layout::{CACHE, DELTAS, POOL_IDENTITY, staged};
 use crate::format::pools::{LONGEST_POOL_IDENTITY, PoolEntry, PoolIdentity};
 use crate::io::{HostMedium, Medium, Open, confine as process, read_whole, sys};
 
@@ -191,8 +191,9 @@ pub fn make_identity(root: &Path, store: &[u8; 16], dir: &Path) -> io::Result<()
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Err(_) => {}
     }
-    // What mkfs leaves is no sign of another use; nor is what an earlier attempt left.
-    let known = ["lost+found", DELTAS, &staged(POOL_IDENTITY)];
+    // What mkfs leaves is no sign of another use; nor is what an earlier attempt left, nor are copies of fetched blocks,
+    // which a pool that was removed may leave.
+    let known = ["lost+found", DELTAS, CACHE, &staged(POOL_IDENTITY)];
     for entry in fs::read_dir(dir)? {
         let name = entry?.file_name();
         let name = name.to_string_lossy();

@@ -22,7 +22,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use absent::AbsentMedium;
-pub use catalogue::{Lost, PoolUse, PoolView};
+pub use catalogue::{Lost, PoolDir, PoolUse, PoolView};
 pub use host::{HostPools, is_inside, make_identity};
 pub use router::Router;
 
@@ -78,6 +78,8 @@ impl OpenPools for NoPools {
 struct Pool {
     entry: PoolEntry,
     medium: Arc<dyn Medium>,
+    /// Its directory without the reserve, when it can be used.
+    dir: Option<Arc<dyn Medium>>,
     reserve: Option<Arc<Reserve>>,
     trouble: Option<Trouble>,
     /// What removed disks have there is being forgotten.
@@ -132,7 +134,9 @@ impl Trouble {
 
 impl Pool {
     fn open(entry: PoolEntry, store: &[u8; 16], opener: &dyn OpenPools, reserve: Option<u64>) -> Self {
-        let ready = opener.open(&entry, store).and_then(|medium| {
+        let opened = opener.open(&entry, store);
+        let dir = opened.as_ref().ok().cloned();
+        let ready = opened.and_then(|medium| {
             if !opener.may_hang() {
                 return make_ready(medium, reserve);
             }
@@ -150,7 +154,7 @@ impl Pool {
         match ready {
             Ok(reserve) => {
                 let medium: Arc<dyn Medium> = reserve.clone();
-                Self { entry, medium, reserve: Some(reserve), trouble: None, is_lost: false }
+                Self { entry, medium, dir, reserve: Some(reserve), trouble: None, is_lost: false }
             }
             Err(trouble) => {
                 let (pool, dir, why) = (&entry.name, &entry.dir, &trouble.why);
@@ -161,7 +165,7 @@ impl Pool {
                     "a pool cannot be used; its disks are not served, all others are"
                 );
                 let medium = Arc::new(AbsentMedium::new(&entry, &trouble.why));
-                Self { entry, medium, reserve: None, trouble: Some(trouble), is_lost: false }
+                Self { entry, medium, dir: None, reserve: None, trouble: Some(trouble), is_lost: false }
             }
         }
     }

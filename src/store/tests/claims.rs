@@ -128,6 +128,9 @@ impl LiveStore for SlowLiveStore {
     fn publish(&self, disk: u64) -> std::io::Result<()> {
         self.inner.publish(disk)
     }
+    fn abandon(&self, disk: u64) -> std::io::Result<()> {
+        self.inner.abandon(disk)
+    }
     fn disks(&self) -> std::io::Result<Vec<u64>> {
         self.inner.disks()
     }

@@ -404,6 +404,40 @@ fn move_to(rig: &Rig, mut store: Store, disk: &str, pool: &str, interrupt: bool)
     }
 }
 
+/// Guards D95.
+#[test]
+fn a_move_whose_worker_dies_between_two_layers_goes_on_under_the_next_one() {
+    let (rig, store) = Rig::new();
+    let mut store = rig.with_pool(store, "q");
+    create(&store, "p", "a");
+    for (block, snapshot) in [(0, "s"), (1, "t"), (2, "u")] {
+        put(&store, "a", block, block as u8 + 1);
+        store.snapshot("a", snapshot, None).unwrap();
+    }
+    assert!(store.begin_rework("a", &Change::Move("q".into()), 77).unwrap());
+    let mut layers = 0;
+    loop {
+        // Each worker finishes a layer, and dies.
+        let node = store.disk("a").unwrap();
+        let Some(rework) = node.rework() else { break };
+        assert_eq!((rework.rate, rework.done), (77, 0), "the next layer is made as the command said");
+        let making = store.open_rework(&node).unwrap();
+        let mut at = 0;
+        while at < making.size() {
+            at = making.step(at).unwrap().next;
+        }
+        assert!(store.finish_rework(&node, making).unwrap());
+        layers += 1;
+        drop((node, store));
+        store = rig.fixture.open();
+    }
+    assert!(layers >= 3, "a worker for each of the {layers} layers");
+    assert_eq!(store.pools_of(&store.disk("a").unwrap()).1, ["q"]);
+    assert_eq!(blocks(&store, "a"), [1, 2, 3, 0]);
+    store.close().unwrap();
+    assert_eq!(rig.files("p"), [""; 0]);
+}
+
 #[test]
 fn a_disk_is_moved_with_its_snapshots_and_leaves_nothing_behind() {
     for interrupt in [false, true] {

@@ -1,0 +1,244 @@
+//! Keys of one entry of `[[http.s3]]`: reading them, and renewing them before they run out.
+//!
+//! What must hold: keys are read when a request needs them first, before they run out, after `renew`, and when a service
+//! refuses them; once, however many requests wait for that. Keys that cannot be renewed are used on: the service decides.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use reqsign_aws_v4::{Credential, IMDSv2CredentialProvider};
+use reqsign_core::time::Timestamp;
+use reqsign_core::{Context, HttpSend, ProvideCredential};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use crate::config::{S3Config, S3Keys};
+use crate::source::http::{Credentials, Failure, Http, Secret, SecretName, Section, read_secret};
+
+/// Pause after keys could not be read: while there are none, and while there are old ones.
+const AGAIN: Duration = Duration::from_secs(1);
+const LATER: Duration = Duration::from_secs(10);
+/// Keys are renewed so long before they run out, or a tenth of their time before, if that is shorter.
+const BEFORE_END: Duration = Duration::from_secs(300);
+/// How long the metadata service may take.
+const INSTANCE_TIME: Duration = Duration::from_secs(5);
+
+/// See the module.
+pub(super) struct Keys {
+    /// The buckets, for messages.
+    name: String,
+    source: Source,
+    renew: Option<Duration>,
+    held: tokio::sync::Mutex<Option<Held>>,
+}
+
+enum Source {
+    /// The credential helper reads them.
+    Helper { reader: Arc<dyn Credentials>, number: usize, profile: String },
+    /// The metadata service of this machine.
+    Instance(IMDSv2CredentialProvider),
+}
+
+struct Held {
+    keys: Lent,
+    /// When to read them again.
+    until: Option<Instant>,
+}
+
+/// Keys, with their generation.
+#[derive(Clone)]
+pub(super) struct Lent {
+    pub keys: Arc<Credential>,
+    generation: u64,
+}
+
+impl Keys {
+    /// Of entry `number` of the configuration; none when its buckets are public.
+    pub fn new(config: &S3Config, number: usize, reader: &Arc<dyn Credentials>) -> Option<Self> {
+        let source = match config.keys()? {
+            S3Keys::Anonymous => return None,
+            S3Keys::Instance(url) => {
+                let url = url.trim_end_matches('/');
+                Source::Instance(IMDSv2CredentialProvider::new().with_endpoint(url))
+            }
+            S3Keys::File(_) | S3Keys::Command(_) | S3Keys::Environment => Source::Helper {
+                reader: reader.clone(),
+                number,
+                profile: config.profile.clone().unwrap_or_else(|| "default".into()),
+            },
+        };
+        let (name, renew) = (config.bucket.clone(), config.renew);
+        Some(Self { name, source, renew, held: tokio::sync::Mutex::new(None) })
+    }
+
+    /// The keys: those that are held, or new ones.
+    pub async fn current(&self, http: &Http) -> Result<Lent, Failure> {
+        let mut held = self.held.lock().await;
+        if let Some(held) = &*held
+            && held.until.is_none_or(|until| Instant::now() < until)
+        {
+            return Ok(held.keys.clone());
+        }
+        let generation = held.as_ref().map_or(0, |held| held.keys.generation) + 1;
+        match (self.read(http, generation).await, held.as_mut()) {
+            (Ok(new), _) => Ok(held.insert(new).keys.clone()),
+            (Err(why), Some(held)) => {
+                tracing::warn!(buckets = self.name, why, "keys cannot be renewed; the old ones are used");
+                held.until = Some(Instant::now() + LATER);
+                Ok(held.keys.clone())
+            }
+            (Err(why), None) => {
+                // With the lock held: all requests that need them wait, so they are not read more often.
+                tokio::time::sleep(AGAIN).await;
+                Err(Failure::again(format!("keys for buckets {}: {why}", self.name)))
+            }
+        }
+    }
+
+    /// Reads keys again that a service refused. Returns whether they differ now.
+    pub async fn renew(&self, http: &Http, refused: &Lent) -> bool {
+        let mut held = self.held.lock().await;
+        if held.as_ref().is_some_and(|held| held.keys.generation != refused.generation) {
+            return true;
+        }
+        match self.read(http, refused.generation + 1).await {
+            Ok(new) => {
+                let (now, then) = (&new.keys.keys, &refused.keys);
+                let differ = now.access_key_id != then.access_key_id
+                    || now.secret_access_key != then.secret_access_key
+                    || now.session_token != then.session_token;
+                *held = Some(new);
+                differ
+            }
+            Err(why) => {
+                tracing::warn!(buckets = self.name, why, "keys that were refused cannot be renewed");
+                false
+            }
+        }
+    }
+
+    async fn read(&self, http: &Http, generation: u64) -> Result<Held, String> {
+        let keys = match &self.source {
+            Source::Helper { reader, number, profile } => {
+                let name = SecretName { section: Section::S3, number: *number };
+                parse(&read_secret(reader, name).await?, profile)?
+            }
+            Source::Instance(provider) => {
+                let context = Context::new().with_http_send(Direct(http.direct_client()));
+                let found = tokio::time::timeout(INSTANCE_TIME, provider.provide_credential(&context)).await;
+                let text = "the metadata service of this machine";
+                found
+                    .map_err(|_| format!("{text} does not answer within {INSTANCE_TIME:?}"))?
+                    .map_err(|error| format!("{text}: {error}"))?
+                    .ok_or_else(|| format!("{text} has none; give the machine a role"))?
+            }
+        };
+        let until =
+            [self.renew, keys.expires_in.map(|end| renew_after(end.as_system_time(), SystemTime::now()))];
+        let until = until.into_iter().flatten().min().and_then(|after| Instant::now().checked_add(after));
+        // Whether keys are valid, the service decides.
+        let keys = Arc::new(Credential { expires_in: None, ..keys });
+        Ok(Held { keys: Lent { keys, generation }, until })
+    }
+}
+
+/// When keys that end at `end` are read again.
+pub(super) fn renew_after(end: SystemTime, now: SystemTime) -> Duration {
+    let lasts = end.duration_since(now).unwrap_or_default();
+    lasts.saturating_sub(BEFORE_END.min(lasts / 10)).max(AGAIN)
+}
+
+/// The connections of the metadata service: without a proxy, which would ask its own machine.
+#[derive(Debug)]
+struct Direct(reqwest::Client);
+
+impl HttpSend for Direct {
+    async fn http_send(&self, request: http::Request<Bytes>) -> reqsign_core::Result<http::Response<Bytes>> {
+        let failed =
+            |error: reqwest::Error| reqsign_core::Error::unexpected(crate::source::http::words(&error));
+        let (parts, body) = request.into_parts();
+        let url = parts.uri.to_string();
+        let sent = self.0.request(parts.method, url).headers(parts.headers).body(body).send();
+        let mut response = sent.await.map_err(failed)?;
+        let (status, mut bytes) = (response.status(), Vec::new());
+        while let Some(chunk) = response.chunk().await.map_err(failed)? {
+            if bytes.len() + chunk.len() > LONGEST {
+                return Err(reqsign_core::Error::unexpected("the answer is too long"));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let answer = http::Response::builder().status(status).body(Bytes::from(bytes));
+        answer.map_err(|_| reqsign_core::Error::unexpected("the answer is not HTTP"))
+    }
+}
+
+/// Most bytes of an answer of the metadata service.
+const LONGEST: usize = 64 << 10;
+
+/// What `credential_process` prints.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Printed {
+    access_key_id: String,
+    secret_access_key: String,
+    session_token: Option<String>,
+    expiration: Option<String>,
+}
+
+/// Keys in one of the two forms of the AWS CLI: JSON, or sections with `name = value`.
+pub(super) fn parse(secret: &Secret, profile: &str) -> Result<Credential, String> {
+    let text = std::str::from_utf8(secret.bytes()).map_err(|_| "they are not text")?;
+    let keys = if text.trim_start().starts_with('{') {
+        // An error of the parser may repeat a part of the text.
+        let printed: Printed = serde_json::from_str(text).map_err(
+            |_| "they are no JSON with AccessKeyId and SecretAccessKey, as credential_process prints it",
+        )?;
+        let end = printed.expiration.map(|end| end.parse::<Timestamp>()).transpose();
+        Credential {
+            access_key_id: printed.access_key_id,
+            secret_access_key: printed.secret_access_key,
+            session_token: printed.session_token.filter(|token| !token.is_empty()),
+            expires_in: end.map_err(|_| "their Expiration is no time such as 2026-01-31T12:00:00Z")?,
+        }
+    } else {
+        of_section(text, profile)?
+    };
+    let is_token = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    if !is_token(&keys.access_key_id)
+        || !is_token(&keys.secret_access_key)
+        || !keys.session_token.as_deref().is_none_or(is_token)
+    {
+        return Err("they are empty, or have white space or characters that are not ASCII".into());
+    }
+    Ok(keys)
+}
+
+fn of_section(text: &str, profile: &str) -> Result<Credential, String> {
+    let (mut section, mut keys, mut found) = (None, Credential::default(), false);
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', ';'])) {
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = Some(name.trim());
+            continue;
+        }
+        // Lines before all sections are of the default one.
+        if section.unwrap_or("default") != profile {
+            continue;
+        }
+        found = true;
+        let Some((name, value)) = line.split_once('=') else {
+            return Err("a line is not of the form name = value".into());
+        };
+        let value = value.trim().to_owned();
+        match name.trim().to_ascii_lowercase().as_str() {
+            "aws_access_key_id" => keys.access_key_id = value,
+            "aws_secret_access_key" => keys.secret_access_key = value,
+            "aws_session_token" => keys.session_token = Some(value).filter(|token| !token.is_empty()),
+            _ => {}
+        }
+    }
+    if !found {
+        return Err(format!("they have no section [{profile}]"));
+    }
+    Ok(keys)
+}
