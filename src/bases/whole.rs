@@ -82,6 +82,8 @@ impl Transfer {
 impl Drop for Transfer {
     fn drop(&mut self) {
         self.task.abort();
+        // The source keeps it until the next transfer.
+        self.backlog.leave();
     }
 }
 

@@ -11,7 +11,7 @@ use super::output::{Column, Kind, printable};
 use super::serve::Flags;
 use super::table::table;
 use crate::config::keys::{self, Bounds, DefaultValue, KEYS, Key, is_list};
-use crate::config::{Config, CredentialSource, place, size::format_size};
+use crate::config::{Config, CredentialSource, S3Keys, place, size::format_size};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -79,6 +79,23 @@ impl CheckConfig {
             rows.push(json!({ "key": format!("credentials for {}", credential.url), "value": text, "from": "file" }));
             json!({ "url": credential.url, "kind": kind, "place": place })
         }).collect();
+        let buckets: Vec<Value> = config
+            .http
+            .s3
+            .iter()
+            .map(|entry| {
+                // Arguments of a command may be secrets.
+                let keys = match entry.keys() {
+                    Some(S3Keys::File(path)) => format!("keys_file {}", path.display()),
+                    Some(S3Keys::Command(words)) => format!("keys_command {}", words.first().map_or("", String::as_str)),
+                    Some(S3Keys::Environment) => "keys_environment".to_owned(),
+                    Some(S3Keys::Instance(url)) => format!("keys_instance {url}"),
+                    Some(S3Keys::Anonymous) | None => "no keys".to_owned(),
+                };
+                rows.push(json!({ "key": format!("bucket {}", entry.bucket), "value": keys, "from": "file" }));
+                json!({ "bucket": entry.bucket, "endpoint": entry.endpoint, "region": entry.region, "keys": keys })
+            })
+            .collect();
         let clouds: Vec<Value> = config
             .http
             .clouds
@@ -89,7 +106,7 @@ impl CheckConfig {
                 json!({ "name": cloud.name, "file": place, "locations": cloud.locations })
             })
             .collect();
-        let value = json!({ "file": file, "values": values, "credentials": credentials, "clouds": clouds });
+        let value = json!({ "file": file, "values": values, "credentials": credentials, "buckets": buckets, "clouds": clouds });
         global.output().value(&value, |_| {
             let file = file.as_deref().map_or_else(
                 || "no configuration file; defaults and flags apply".to_owned(),

@@ -112,6 +112,7 @@ fn check_config_says_what_would_be_used_and_from_where() {
     std::fs::write(&secret, "the-secret-itself").expect("write");
     let credentials = "[[http.credentials]]\nurl = \"https://example.org/\"\n";
     let text = format!("[cache]\nmemory = \"512M\"\n{credentials}bearer_file = {secret:?}\n");
+    let text = text + "[[http.s3]]\nbucket = \"images-*\"\nkeys_environment = true\n";
     std::fs::write(&file, &text).expect("write");
     let config = file.to_str().expect("UTF-8");
 
@@ -129,6 +130,10 @@ fn check_config_says_what_would_be_used_and_from_where() {
     assert_eq!(
         said["credentials"][0],
         json!({"url": "https://example.org/", "kind": "bearer_file", "place": secret})
+    );
+    assert_eq!(
+        (&said["buckets"][0]["bucket"], &said["buckets"][0]["keys"]),
+        (&json!("images-*"), &json!("keys_environment"))
     );
     assert!(!stdout(&output).contains("the-secret-itself"));
 

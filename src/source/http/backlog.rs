@@ -1,7 +1,7 @@
 //! Bytes that a transfer has delivered and that their taker has not taken: a transfer that is faster waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
@@ -24,13 +24,15 @@ impl WholeSource for HttpSource {
 pub struct Backlog {
     most: u64,
     bytes: AtomicU64,
+    /// No taker is left.
+    is_left: AtomicBool,
     changed: Notify,
 }
 
 impl Backlog {
     /// With the most bytes that may wait, one delivery more.
     pub fn new(most: u64) -> Self {
-        Self { most, bytes: AtomicU64::new(0), changed: Notify::new() }
+        Self { most, bytes: AtomicU64::new(0), is_left: AtomicBool::new(false), changed: Notify::new() }
     }
 
     /// Says that bytes are delivered.
@@ -44,6 +46,12 @@ impl Backlog {
         self.changed.notify_waiters();
     }
 
+    /// Says that no bytes will be taken any more: a later request waits for no one.
+    pub fn leave(&self) {
+        self.is_left.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
     /// Returns when more may be delivered.
     pub(super) async fn has_room(&self) {
         loop {
@@ -51,7 +59,7 @@ impl Backlog {
             tokio::pin!(changed);
             // Before the look: bytes that are taken after it are noticed.
             changed.as_mut().enable();
-            if self.bytes.load(Ordering::Acquire) < self.most {
+            if self.bytes.load(Ordering::Acquire) < self.most || self.is_left.load(Ordering::Acquire) {
                 return;
             }
             changed.await;
@@ -83,5 +91,20 @@ mod tests {
         }
         backlog.taken(1);
         full.await;
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_for_no_taker_that_has_left() {
+        let backlog = Backlog::new(100);
+        backlog.came(150);
+        let mut full = std::pin::pin!(backlog.has_room());
+        tokio::select! {
+            biased;
+            () = &mut full => panic!("150 bytes wait"),
+            () = std::future::ready(()) => {}
+        }
+        backlog.leave();
+        full.await;
+        backlog.has_room().await;
     }
 }
