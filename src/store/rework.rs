@@ -112,9 +112,8 @@ impl Store {
                 let lineage = node.lineage();
                 let Some((first, last)) = self.run_to_merge(&node, &lineage) else { return Ok(false) };
                 let run = lineage.run(first, last).unwrap_or_default();
-                let layers = || run.iter().filter_map(|number| lineage.layer(*number));
-                let size = layers().next().map_or(0, |layer| layer.size);
-                let overlap = layers().map(|layer| layer.overlap).min().unwrap_or(0).min(size);
+                let size = lineage.layer(last).map_or(0, |layer| layer.size);
+                let overlap = node.overlap_of(&lineage, &run)?.min(size);
                 (Purpose::Merge { first, last }, size, overlap)
             }
             Change::Move(_) => {
@@ -123,9 +122,10 @@ impl Store {
                 }
                 let lineage = node.lineage();
                 let Some(layer) = self.next_to_move(&lineage, pool) else { return Ok(false) };
+                let overlap = node.overlap_of(&lineage, &[layer.number])?.min(layer.size);
                 let number = self.new_id()?;
                 self.pools.place(number, pool);
-                node.begin_rework(made_of(layer, number, rate))?;
+                node.begin_rework(made_of(layer, number, overlap, rate))?;
                 return Ok(true);
             }
             Change::Flatten | Change::Rebase(_) => {
@@ -249,8 +249,10 @@ impl Store {
             let follow = |lineage: &Lineage| {
                 let ((pool, rate), number) = (moves?, number?);
                 let next = self.next_to_move(lineage, pool)?;
+                // Otherwise the command has to be given again.
+                let overlap = node.overlap_of(lineage, &[next.number]).ok()?.min(next.size);
                 self.pools.place(number, pool);
-                Some(made_of(next, number, rate))
+                Some(made_of(next, number, overlap, rate))
             };
             node.finish_rework(base, unneeded, &self.dropping, follow)?
         };
@@ -318,10 +320,10 @@ impl Store {
     }
 }
 
-/// The making of a copy of a layer, with another number.
-fn made_of(layer: &LayerEntry, number: u64, rate: u64) -> Rework {
+/// The making of a copy of a layer with another number, and with the overlap that its map file has.
+fn made_of(layer: &LayerEntry, number: u64, overlap: u64, rate: u64) -> Rework {
     let purpose = Purpose::Merge { first: layer.number, last: layer.number };
-    Rework { purpose, layer: pending(number, layer.size, layer.overlap), done: 0, rate }
+    Rework { purpose, layer: pending(number, layer.size, overlap), done: 0, rate }
 }
 
 /// A layer that is to be made.

@@ -9,6 +9,7 @@ mod limits;
 mod pools;
 mod preload;
 mod replays;
+mod reworks;
 mod unread;
 
 use std::fs;

@@ -265,6 +265,21 @@ impl DiskNode {
         self.writer.record.lock().lineage.rework.clone()
     }
 
+    /// Bytes from the start that fall through all of these sealed layers, as their map files have it. The record has what
+    /// fell through when they were made: a cut left less, and a copy that shows what lies below left more.
+    ///
+    /// # Errors
+    /// A map file that cannot be read.
+    pub(in crate::store) fn overlap_of(&self, lineage: &Lineage, layers: &[u64]) -> Result<u64, StoreError> {
+        let mut least = u64::MAX;
+        for layer in lineage.layers.iter().filter(|layer| layers.contains(&layer.number)) {
+            let medium = self.pools.medium(layer.number);
+            let survey = Delta::survey_durable(&Self::layer_spec(lineage, layer), &*medium);
+            least = least.min(survey.map_err(|error| self.failed(error))?.overlap);
+        }
+        Ok(least)
+    }
+
     /// Step 1.
     ///
     /// # Errors
@@ -310,6 +325,14 @@ impl DiskNode {
         let source = match &rework.purpose {
             Purpose::Merge { first, last } => {
                 let layers = lineage.run(*first, *last).ok_or_else(gone)?;
+                let top = lineage.layer(*last).ok_or_else(gone)?.size;
+                if (size, overlap) != (top, self.overlap_of(lineage, &layers)?.min(top)) {
+                    // An earlier version began it with the overlap of the record. What it has copied does not tell what
+                    // is hidden.
+                    let why = "the layer that is being made for it has another size or overlap than those that it is to \
+                               replace; begin the job again";
+                    return Err(StoreError::invalid(object(), why));
+                }
                 let chain = self.chain(&record, lineage.place(*last))?.ok_or_else(gone)?;
                 let below = Below { chain: Some(chain.clone()), base, pending: Vec::new() };
                 Source::Merge { layers, chain, all: Frozen::new(below, size, size) }

@@ -394,13 +394,7 @@ fn move_to(rig: &Rig, mut store: Store, disk: &str, pool: &str, interrupt: bool)
             drop(store);
             store = rig.fixture.open();
         }
-        let node = store.disk(disk).unwrap();
-        let making = store.open_rework(&node).unwrap();
-        let mut at = 0;
-        while at < making.size() {
-            at = making.step(at).unwrap().next;
-        }
-        assert!(store.finish_rework(&node, making).unwrap());
+        reworks::make(&store, disk);
     }
 }
 
@@ -477,6 +471,27 @@ fn a_disk_is_moved_with_its_snapshots_and_leaves_nothing_behind() {
         store.close().unwrap();
         assert_eq!(rig.files("q"), [""; 0]);
     }
+}
+
+/// Guards D94.
+#[test]
+fn a_moved_layer_shows_what_a_copy_shows_of_the_base_and_zeros_behind_a_cut() {
+    let (rig, store) = Rig::new();
+    reworks::create_copy(&store, "c");
+    reworks::create_cut(&store, "a");
+    for disk in ["c", "a"] {
+        store.snapshot(disk, "s", None).unwrap();
+        let wanted = family::read_snapshot(&store, disk, "s");
+        assert!(store.begin_rework(disk, &Change::Move("p".into()), 0).unwrap());
+        reworks::make(&store, disk);
+        let moved = family::read_snapshot(&store, disk, "s");
+        assert!(moved == wanted, "{disk}: {:?}, not {:?}", family::blocks(&moved), family::blocks(&wanted));
+    }
+    store.close().unwrap();
+    drop(store);
+    let store = rig.fixture.open();
+    assert_eq!(family::read_snapshot(&store, "c", "s"), [7; 8192]);
+    assert_eq!(family::read_snapshot(&store, "a", "s"), reworks::cut());
 }
 
 #[test]
