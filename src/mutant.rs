@@ -68,6 +68,14 @@ pub enum Mutant {
     BaseNotReplaced,
     /// A rename over a disk notes only after its commit that the disk is to be kept in the trash.
     TrashNotedLate,
+    /// Blocks that a record carried count also after the data file was synced.
+    CarriedOutlivesSync,
+    /// A flush of blocks that were only overwritten syncs the data file, and notes that in no record.
+    CarriedNotSettled,
+    /// A start does not put the carried blocks into the data file.
+    CarriedNotPlaced,
+    /// A flush carries fewer blocks than were written since the last one.
+    WrittenBlockForgotten,
 }
 
 impl Mutant {
@@ -99,7 +107,7 @@ impl Mutant {
 }
 
 /// All mutants.
-pub const ALL: [Mutant; 30] = [
+pub const ALL: [Mutant; 34] = [
     Mutant::DataNotSynced,
     Mutant::MapBeforeData,
     Mutant::ChecksumIgnored,
@@ -130,6 +138,10 @@ pub const ALL: [Mutant; 30] = [
     Mutant::MadeNotClosed,
     Mutant::BaseNotReplaced,
     Mutant::TrashNotedLate,
+    Mutant::CarriedOutlivesSync,
+    Mutant::CarriedNotSettled,
+    Mutant::CarriedNotPlaced,
+    Mutant::WrittenBlockForgotten,
 ];
 
 #[cfg(any(test, feature = "simulation"))]

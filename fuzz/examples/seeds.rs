@@ -9,7 +9,7 @@ use plyfs::format::encryption::{Encryption, KeySource, SALT, WRAPPED, WrappedKey
 use plyfs::format::extents::{Extent, IndexHeader, PAGE, Where, encode_leaf, encode_table};
 use plyfs::format::features::{Features, Trashed};
 use plyfs::format::increment::{BaseNote, FrameKind, Frames, IncrementHeader, Moment};
-use plyfs::format::journal::{MapHeader, Record, Run};
+use plyfs::format::journal::{Carried, MapHeader, Record, Run};
 use plyfs::format::limits::{Limits, Rates};
 use plyfs::format::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use plyfs::format::names::{self, NameEntry};
@@ -311,7 +311,7 @@ fn records() {
 }
 
 fn map_file() {
-    let header = MapHeader { disk: 3, generation: 4, nonce: 0x1234 };
+    let header = MapHeader { disk: 3, generation: 4, nonce: 0x1234, carries: false };
     let file = |records: &[Record]| {
         let mut bytes = header.encode();
         for (seq, record) in (1u64..).zip(records) {
@@ -324,6 +324,7 @@ fn map_file() {
         overlap,
         modified_ns: 9,
         runs: runs.iter().map(|(first, words)| Run { first: *first, words: words.clone() }).collect(),
+        carried: None,
     };
     let one = record(1 << 30, 4096, &[(1, vec![1, 2]), (100, vec![DATA; 40])]);
     let two = record(1 << 30, 4096, &[(3, vec![ZERO; 3]), (7, vec![1])]);
@@ -357,7 +358,29 @@ fn map_file() {
     );
     put("map_file", "record-length-lie", &[&[1][..], &changed(&three, 80, &u64::MAX.to_le_bytes())].concat());
     put("map_file", "run-count-lie", &[&[1][..], &changed(&three, 120, &u32::MAX.to_le_bytes())].concat());
-    both("map_file", "features", &changed(&three, 12, &1u64.to_le_bytes()));
+    both("map_file", "features", &changed(&three, 12, &2u64.to_le_bytes()));
+    let carrying = MapHeader { carries: true, ..header };
+    let carried = |blocks: &[u64]| Record {
+        carried: Some(Carried { blocks: blocks.to_vec(), bytes: vec![7; 4096 * blocks.len()] }),
+        ..record(1 << 30, 4096, &[(0, vec![DATA])])
+    };
+    let records = |records: &[Record]| {
+        let mut bytes = carrying.encode();
+        for (seq, record) in (1u64..).zip(records) {
+            bytes.extend(record.encode(header.nonce, seq));
+        }
+        bytes
+    };
+    let carries = records(&[one.clone(), carried(&[3, 5]), carried(&[]), carried(&[5, 9])]);
+    both("map_file", "carried", &carries);
+    both("map_file", "carried-torn", &changed(&carries, carries.len() - 5, &[0xff]));
+    both("map_file", "carried-settled", &records(&[carried(&[3]), one.clone()]));
+    both("map_file", "carried-descending", &records(&[carried(&[5, 3])]));
+    both("map_file", "carried-past-the-end", &records(&[carried(&[1 << 40])]));
+    both("map_file", "carried-too-many", &records(&[carried(&(0..17).collect::<Vec<_>>())]));
+    both("map_file", "carried-without-the-feature", &file(&[carried(&[3])]));
+    let count = carries.len() - 2 * 4104 - 8;
+    both("map_file", "carried-count-lie", &changed(&carries, count, &u64::MAX.to_le_bytes()));
 }
 
 fn layer_index() {

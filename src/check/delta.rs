@@ -87,7 +87,7 @@ impl Check<'_> {
             );
             self.find(9, object.clone(), message);
         }
-        let end = journal.map.data_end();
+        let end = journal.data_end();
         // A live map has a newer state of the disk, perhaps after a shrink.
         if end == 0 || self.live_unknown || self.live.contains(&number) {
             return;

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::carry::CarryState;
 use super::record_builder::{NewMapFile, RecordBuilder};
 use super::{Delta, DeltaError};
 use crate::format::journal::{MapHeader, Record};
@@ -20,6 +21,10 @@ use crate::mutant::{Mutant, limit};
 const AHEAD: u64 = 16 << 10;
 /// Bytes that are read and written again at a time.
 const REDO: usize = 256 << 10;
+/// The same of a map file whose records carry blocks.
+const AHEAD_OF_CARRIED: u64 = 256 << 10;
+/// Free space of the filesystem that a flush leaves when it carries blocks.
+const LEFT_FREE: u64 = 64 << 20;
 /// Bits of [`LiveHeader::Syncing`].
 pub(super) const SYNCING_DATA: u64 = 1;
 pub(super) const SYNCING_MAP: u64 = 2;
@@ -63,6 +68,8 @@ pub(super) struct MapFileState {
     pub(super) redo_from: Option<u64>,
     /// Size and overlap in the last record of the file.
     pub(super) bounds: (u64, u64),
+    /// What the file carries.
+    pub(super) carry: CarryState,
     /// The disk was removed: no file of it may be created any more.
     pub(super) retired: bool,
     /// The delta is a sealed layer: everything is durable, and its files never change again.
@@ -120,24 +127,56 @@ impl Delta {
         (size, overlap): (u64, u64),
         builder: RecordBuilder,
     ) -> Result<(), DeltaError> {
-        let record = Record { size, overlap, modified_ns: self.modified_ns(), runs: builder.into_runs() };
+        let (modified_ns, runs) = (self.modified_ns(), builder.into_runs());
+        let record = Record { size, overlap, modified_ns, runs, carried: None };
         match target {
             Target::Append => {
-                self.append(commit, &record)?;
+                self.append(commit, &record.encode(commit.nonce, commit.seq))?;
                 commit.bounds = (size, overlap);
+                commit.carry.settle();
                 Ok(())
             }
             Target::New(file) => file.append(&record).map_err(DeltaError::io("writing a new map file")),
         }
     }
 
-    fn append(&self, commit: &mut MapFileState, record: &Record) -> Result<(), DeltaError> {
+    /// Writes zeros ahead for a record of `len` bytes that carries blocks. Returns false when there is too little space: the record must
+    /// not take what a flush without it needs.
+    ///
+    /// # Errors
+    /// Errors of the storage.
+    pub(super) fn write_zeros_ahead(
+        &self,
+        commit: &mut MapFileState,
+        len: usize,
+    ) -> Result<bool, DeltaError> {
+        let fail = DeltaError::io("writing zeros to the map file");
+        let Some(file) = commit.file.clone() else { return Ok(false) };
+        let end = commit.tail + len as u64;
+        if end <= commit.zeroed_to {
+            return Ok(true);
+        }
+        let ahead = limit(AHEAD_OF_CARRIED, 8 << 10);
+        let space = self.delta_io.medium.space();
+        if space.map_or(true, |space| space.available < limit(LEFT_FREE, 0) + ahead) {
+            return Ok(false);
+        }
+        let zeros = vec![0; (end - commit.zeroed_to + ahead) as usize];
+        match file.write_at(&zeros, commit.zeroed_to) {
+            Ok(()) => commit.zeroed_to += zeros.len() as u64,
+            Err(error) if is_full(&error) => return Ok(false),
+            Err(error) => return Err(fail(error)),
+        }
+        Ok(true)
+    }
+
+    /// Appends the bytes of a record, and makes them durable.
+    pub(super) fn append(&self, commit: &mut MapFileState, bytes: &[u8]) -> Result<(), DeltaError> {
         let Some(file) = commit.file.clone() else {
             return Err(DeltaError::io("appending to the map file")(io::ErrorKind::NotFound.into()));
         };
         // Of two unsynced records a power cut may leave only the later one, which would read as damage (D98).
         self.sync_inherited(commit)?;
-        let bytes = record.encode(commit.nonce, commit.seq);
         let end = commit.tail + bytes.len() as u64;
         if end > commit.zeroed_to {
             let zeros = vec![0; (end - commit.zeroed_to + limit(AHEAD, 2 << 10)) as usize];
@@ -146,7 +185,7 @@ impl Delta {
                 commit.zeroed_to += zeros.len() as u64;
             }
         }
-        if let Err(error) = file.write_at(&bytes, commit.tail) {
+        if let Err(error) = file.write_at(bytes, commit.tail) {
             // The missing bytes of the record may be zeros, which are in the file already. The record would then count,
             // although the caller is told that it failed. A new file does not contain it.
             commit.rewrite = true;
@@ -184,11 +223,15 @@ impl Delta {
     }
 
     /// Starts a new map file.
-    pub(super) fn new_file(&self, commit: &mut MapFileState) -> Result<NewMapFile, DeltaError> {
+    pub(super) fn new_file(
+        &self,
+        commit: &mut MapFileState,
+        carries: bool,
+    ) -> Result<NewMapFile, DeltaError> {
         let generation = commit.last_started.max(commit.root.generation) + 1;
         // A generation is used once, also after a failure: it is unknown which record is durable.
         commit.last_started = generation;
-        let header = MapHeader { disk: self.spec.disk, generation, nonce: random() };
+        let header = MapHeader { disk: self.spec.disk, generation, nonce: random(), carries };
         NewMapFile::start(self.delta_io.medium.clone(), header)
             .map_err(DeltaError::io("writing a new map file"))
     }
@@ -236,6 +279,7 @@ impl Delta {
             maybe_unsynced: false,
             redo_from: None,
             bounds,
+            carry: CarryState::new(header.carries),
             retired: false,
             sealed: false,
         };

@@ -14,6 +14,7 @@ use super::map::Take;
 use super::record_builder::RecordBuilder;
 use super::{Delta, DeltaError};
 use crate::format::BLOCK;
+use crate::format::journal::State;
 use crate::format::layout::DELTAS;
 use crate::io::MediumFile;
 use crate::mutant::{Mutant, limit};
@@ -32,6 +33,15 @@ pub(super) enum WholeRange {
     NotHeld,
 }
 
+/// Where the words of a flush go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum How {
+    /// To the end of the map file.
+    Append,
+    /// All words to a new map file. `carries`: whether its records may carry blocks.
+    NewFile { carries: bool },
+}
+
 /// The words that a flush has taken. However the flush ends, they are either durable or restored.
 pub(super) struct TakenWords<'a> {
     delta: &'a Delta,
@@ -48,6 +58,15 @@ impl<'a> TakenWords<'a> {
         taken
     }
 
+    /// Pages with words that were taken.
+    pub(super) fn pages(&self) -> &[u32] {
+        &self.pages
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
     fn finish(mut self, result: Result<(), DeltaError>) -> Result<(), DeltaError> {
         self.durable = result.is_ok();
         result
@@ -61,6 +80,7 @@ impl Drop for TakenWords<'_> {
             return;
         }
         self.delta.unsynced.store(true, Ordering::Release);
+        self.delta.written.note_any();
         if Mutant::WordsNotRestored.is_active() {
             self.delta.map.mark_durable(&self.pages);
         } else {
@@ -95,8 +115,12 @@ impl Delta {
             let Some(data) = self.data.read().clone() else { return Ok(()) };
             // The stored bytes, for which no key is needed.
             let data = data.stored().unwrap_or(data);
+            // Carried blocks are durable by the map file alone, and their words are not marked.
+            let carried = self.commit.lock().carry.blocks.clone();
+            let carried = carried.into_iter().filter(|block| self.map.state(*block) == State::Data);
             // Read before the words: the kernel marks all later writes dirty itself.
-            for (first, end) in self.map.unflushed_pages().flat_map(|page| self.map.unflushed_data(page)) {
+            let unflushed = self.map.unflushed_pages().flat_map(|page| self.map.unflushed_data(page));
+            for (first, end) in unflushed.chain(carried.map(|block| (block, block + 1))) {
                 for from in (first..end).step_by(REDO_BLOCKS) {
                     let to = end.min(from + REDO_BLOCKS as u64);
                     let _range = (whole == WholeRange::NotHeld).then(|| self.ranges.lock(from, to));
@@ -132,19 +156,22 @@ impl Delta {
             return Ok(());
         }
         self.refuse_lost()?;
-        let large = commit.tail > limit(REWRITE, 1 << 10).max(4 * commit.base_len).max(commit.size_allowance);
-        let full = commit.rewrite || large;
-        match self.flush_words(&mut commit, full) {
-            Err(error) if error.is_full() && !commit.rewrite && large => {
+        let words = commit.tail - commit.carry.bytes;
+        let large = words > limit(REWRITE, 1 << 10).max(4 * commit.base_len).max(commit.size_allowance);
+        let full = commit.rewrite || large || commit.carry.is_full() || commit.carry.is_wished();
+        let carries = commit.carry.allowed || commit.carry.is_wished();
+        let how = if full { How::NewFile { carries } } else { How::Append };
+        match self.flush_words(&mut commit, how) {
+            Err(error) if error.is_full() && !commit.rewrite && full => {
                 // An append takes less space than a new file, and the old file is as good.
                 commit.size_allowance = commit.tail * 2;
-                self.flush_words(&mut commit, false)
+                self.flush_words(&mut commit, How::Append)
             }
             other => other,
         }
     }
 
-    fn flush_words(&self, commit: &mut MapFileState, full: bool) -> Result<(), DeltaError> {
+    fn flush_words(&self, commit: &mut MapFileState, how: How) -> Result<(), DeltaError> {
         let early =
             Mutant::DirtyNoteClearedFirst.is_active().then(|| self.unsynced.swap(false, Ordering::AcqRel));
         Mutant::DirtyNoteClearedFirst.widen_race();
@@ -153,22 +180,52 @@ impl Delta {
         // the file.
         let now = || (self.size(), self.overlap());
         let bounds = now();
+        // Taken after the words, and before a sync that replaces the notes.
+        let written = self.written.take();
+        if how == How::Append && self.may_carry(commit, bounds) {
+            if written.as_ref().is_some_and(Vec::is_empty) && taken.is_empty() {
+                // Nothing was written since the last flush, which may have left the data file without a sync.
+                let result = self.sync_inherited(commit);
+                return taken.finish(result);
+            }
+            let carried = written.map_or(Ok(false), |blocks| self.carry(commit, &taken, blocks));
+            if !matches!(carried, Ok(false)) {
+                return taken.finish(carried.map(|_| ()));
+            }
+        }
         // Read after the words: a writer sets this flag before its word, so the sync below covers the data of every
         // word taken.
         let was_unsynced = early.unwrap_or_else(|| self.unsynced.swap(false, Ordering::AcqRel));
         let result = (|| {
             if Mutant::MapBeforeData.is_active() {
-                self.journal(commit, bounds, now, &mut taken, full)?;
+                self.journal(commit, bounds, now, &mut taken, how)?;
             }
-            if was_unsynced {
+            let is_carrying = !commit.carry.blocks.is_empty();
+            if was_unsynced || is_carrying {
                 self.sync_written()?;
             }
-            if taken.pages.is_empty() && bounds == commit.bounds && !commit.rewrite {
+            // With carried blocks the record says that the data file was synced (D96).
+            let settled = !is_carrying || Mutant::CarriedNotSettled.is_active();
+            if taken.is_empty() && bounds == commit.bounds && !commit.rewrite && settled && how == How::Append
+            {
                 return self.sync_inherited(commit);
             }
-            self.journal(commit, bounds, now, &mut taken, full)
+            self.journal(commit, bounds, now, &mut taken, how)
         })();
         taken.finish(result)
+    }
+
+    /// Leaves nothing in the map file that only this version can read: no record of it carries blocks any more. The caller
+    /// has flushed, and nothing is written meanwhile.
+    ///
+    /// # Errors
+    /// As [`Delta::flush`].
+    pub(super) fn settle(&self, commit: &mut MapFileState) -> Result<(), DeltaError> {
+        if !commit.carry.allowed {
+            return Ok(());
+        }
+        self.refuse_lost()?;
+        self.flush_words(commit, How::NewFile { carries: false })
     }
 
     /// Syncs the data file, and its directory entry when the file is new.
@@ -207,11 +264,12 @@ impl Delta {
             let mut taken = TakenWords::take(self);
             let result = self.sync_for_rewrite();
             let cut = (size, overlap);
-            let result = result.and_then(|()| self.journal(commit, cut, || cut, &mut taken, true));
+            let how = How::NewFile { carries: commit.carry.allowed };
+            let result = result.and_then(|()| self.journal(commit, cut, || cut, &mut taken, how));
             return taken.finish(result);
         }
-        if size > commit.bounds.0 {
-            // The disk shrinks after growth that was not flushed. For that growth the data file was cut to the old end.
+        if size > commit.bounds.0 || !commit.carry.blocks.is_empty() {
+            // The record says that the data file was synced (D96). And: the disk shrinks after growth that was not flushed. For that growth the data file was cut to the old end.
             // The cut must be durable before a record claims a larger size.
             self.sync_for_rewrite()?;
         }
@@ -252,17 +310,24 @@ impl Delta {
     }
 
     /// Writes the words taken, whose data is synced, as records of bounded size. The records have `bounds`, or `later`
-    /// once words have changed meanwhile. With `full` all words go to a new map file.
+    /// once words have changed meanwhile. To a new file all words go.
     fn journal(
         &self,
         commit: &mut MapFileState,
         bounds: (u64, u64),
         later: impl Fn() -> (u64, u64),
         taken: &mut TakenWords<'_>,
-        full: bool,
+        how: How,
     ) -> Result<(), DeltaError> {
-        let full = full || commit.file.is_none();
-        let mut target = if full { Target::New(self.new_file(commit)?) } else { Target::Append };
+        let carries = match how {
+            How::NewFile { carries } => Some(carries),
+            How::Append => commit.file.is_none().then_some(false),
+        };
+        let full = carries.is_some();
+        let mut target = match carries {
+            Some(carries) => Target::New(self.new_file(commit, carries)?),
+            None => Target::Append,
+        };
         // An appended record counts by itself. One with a larger overlap comes behind all words that hide something below
         // it. A new file counts as a whole.
         let before = if full { u64::MAX } else { commit.bounds.1 };

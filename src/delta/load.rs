@@ -121,7 +121,11 @@ fn failed(name: &str, error: ReadError<io::Error>) -> DeltaError {
 pub(super) struct DataEnd(u64);
 
 impl DataEnd {
-    fn note(&mut self, word: u64, value: u64) {
+    /// Notes the data of a word whose bytes must be in the data file: not that of blocks that the map file carries.
+    fn note(&mut self, journal: &Journal<()>, word: u64, mut value: u64) {
+        for (block, _) in journal.carried.range(word * WORD_BLOCKS..(word + 1) * WORD_BLOCKS) {
+            value &= !(3 << (2 * (block % WORD_BLOCKS)));
+        }
         if value & EVEN != 0 {
             let pair = u64::from((63 - (value & EVEN).leading_zeros()) / 2);
             self.0 = self.0.max(word * WORD_BLOCKS + pair + 1);
@@ -144,7 +148,7 @@ pub(super) fn data_end(
 ) -> Result<DataEnd, DeltaError> {
     let mut end = DataEnd::default();
     let noted = each_word(journal, file, |word, value| {
-        end.note(word, value);
+        end.note(journal, word, value);
         Ok(())
     });
     noted.map_err(|error| failed(name, error))?;
@@ -169,7 +173,7 @@ impl LiveMap {
         let overlap = if Mutant::ZeroForgotten.is_active() { 0 } else { journal.overlap };
         let hidden = overlap.div_ceil(BLOCK).div_ceil(WORD_BLOCKS);
         let loaded = each_word(journal, file, |word, value| {
-            end.note(word, value);
+            end.note(journal, word, value);
             let value = if word < hidden { value } else { without_zeros(value) };
             if value != 0 { self.load_word(word, value) } else { Ok(()) }
         });

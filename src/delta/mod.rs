@@ -6,6 +6,7 @@
 //! overlap that was `Zero` or `Data` never falls through to the base again (D9). The overlap grows only when a copy
 //! shows what lies below; blocks that were not copied are hidden first (D81).
 
+mod carry;
 mod commit;
 mod error;
 mod flush;
@@ -29,6 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use carry::WrittenBlocks;
 use commit::MapFileState;
 pub use commit::RootStore;
 pub use error::DeltaError;
@@ -129,6 +131,8 @@ pub struct Delta {
     map_bytes: AtomicU64,
     gate: FlushGate,
     unsynced: AtomicBool,
+    /// What the next flush may carry in the map file.
+    written: WrittenBlocks,
     /// How many syncs of the data file failed, and for how many of them the lost bytes were written again.
     lost: AtomicU64,
     redone: AtomicU64,
@@ -359,6 +363,7 @@ impl Delta {
         // A flush takes the words, then clears this flag. It is set after the data and before the words, so a flush
         // that takes the words also sees the flag.
         self.unsynced.store(true, Ordering::Release);
+        self.written.note(first, last + 1);
         if done.is_err() {
             // A part of the write may be in blocks that readers see already. The next flush must include them, and so
             // must the flush after a failed one.
@@ -402,6 +407,7 @@ impl Delta {
         bytes.truncate((size - at).min(BLOCK) as usize);
         let done = data.write_at(&bytes, at);
         self.unsynced.store(true, Ordering::Release);
+        self.written.note(block, block + 1);
         done.map_err(DeltaError::io("writing to the delta"))?;
         self.map.set(block, block + 1, State::Data);
         room.keep();
@@ -441,6 +447,7 @@ impl Delta {
                 let zeros = [0; BLOCK as usize];
                 if partial { data.write_reserved(&zeros[..(border - size) as usize], size) } else { Ok(()) }
             };
+            self.written.note_any();
             trim().map_err(DeltaError::io("cutting the data file"))?;
             self.unsynced.store(true, Ordering::Release);
             if partial {
@@ -663,6 +670,7 @@ impl Delta {
                 // The size says the same. A caller that grows the disk cuts the file again, or fails.
                 tracing::warn!(disk = self.spec.disk, %error, "the data file of a shrunk disk was not truncated; its size in the map is right");
             }
+            self.written.note_any();
             self.unsynced.store(true, Ordering::Release);
         }
         Ok(())

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use super::carry::WrittenBlocks;
 use super::commit::{SYNCING_DATA, SYNCING_MAP};
 use super::flush::WholeRange;
 use super::gate::FlushGate;
@@ -85,6 +86,7 @@ impl Delta {
             lost: AtomicU64::new(0),
             redone: AtomicU64::new(0),
             unsynced: AtomicBool::new(true),
+            written: WrittenBlocks::unknown(),
             unlisted: AtomicBool::new(true),
             failure: Mutex::new(None),
             space: Space::default(),
@@ -169,6 +171,9 @@ impl Delta {
         }
         let mut commit = self.commit.lock();
         commit.refuse_retired()?;
+        if !commit.sealed {
+            self.settle(&mut commit)?;
+        }
         commit.sealed = true;
         let root = MapRoot { generation: commit.root.generation, floor: commit.tail };
         let (size, overlap) = commit.bounds;
@@ -190,6 +195,9 @@ impl Delta {
     pub fn close(&self) -> Result<(), DeltaError> {
         self.flush()?;
         let mut commit = self.commit.lock();
+        if !commit.sealed {
+            self.settle(&mut commit)?;
+        }
         let root = MapRoot { generation: commit.root.generation, floor: commit.tail };
         let modified = self.modified_ns();
         if root != commit.root || modified != self.spec.modified_ns || commit.bounds.0 != self.spec.size {

@@ -45,6 +45,20 @@ impl RangeLock {
     }
 }
 
+impl RangeLock {
+    /// Holds blocks `first..end`, unless a request for one of them is before this one.
+    pub fn try_lock(&self, first: u64, end: u64) -> Option<RangeGuard<'_>> {
+        let mut queue = self.queue.lock();
+        if queue.entries.iter().any(|(_, a, b)| first < *b && *a < end) {
+            return None;
+        }
+        let number = queue.next;
+        queue.next += 1;
+        queue.entries.push((number, first, end));
+        Some(RangeGuard { lock: self, number })
+    }
+}
+
 impl Drop for RangeGuard<'_> {
     fn drop(&mut self) {
         let mut queue = self.lock.queue.lock();

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use super::carry::{CarryState, place_carried};
 use super::commit::MapFileState;
 use super::load::{DataEnd, data_end};
 use super::map::LiveMap;
@@ -196,6 +197,7 @@ pub(super) fn open_map_file<M: WordSink>(
         maybe_unsynced: false,
         redo_from: None,
         bounds,
+        carry: CarryState::of(&journal),
         retired: false,
         sealed: false,
     };
@@ -216,6 +218,7 @@ pub(super) fn replay(
         (size, overlap, modified) = (journal.size, journal.overlap, journal.modified_ns);
         let end = map.load(journal, file, &map_path(spec.disk, spec.root.generation))?;
         check_data(end, data, &data_path(spec.disk))?;
+        place_carried(spec.disk, journal, (&map, file), data)?;
     }
     let set = |word, value| map.live().header(word).store(value, Ordering::Release);
     set(LiveHeader::Disk, spec.disk);

@@ -1,5 +1,6 @@
 //! Tests of the delta on a medium that fails or panics, and while other calls run in the middle of one.
 
+mod carried;
 mod interrupted;
 mod killed;
 mod large_maps;

@@ -1,7 +1,11 @@
 //! The map file: a header, then records that each carry the state of one flush (docs/format.md, "Map file").
+//!
+//! A record says that the data file was synced before it, or carries the blocks that a reader puts into the data file. So
+//! what must hold: only the blocks carried since the last record of the first kind count (D96).
 
 mod window;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 
 use thiserror::Error;
@@ -10,7 +14,7 @@ use self::window::{Head, RecordHead, Window};
 use super::codec::{FormatError, Kind, Reader, Writer};
 use super::replay::{Replay, Words};
 use super::{BLOCK, MAX_DISK_SIZE};
-use crate::mutant::limit;
+use crate::mutant::{Mutant, limit};
 
 /// Bytes of a map file's header.
 pub const HEADER: usize = 64;
@@ -35,6 +39,14 @@ const PAYLOAD_HEAD: usize = 32;
 const RUN_HEAD: usize = 24;
 /// Bytes of the file between two places that a reader notes, to find the records from the last one to the first.
 const PART: u64 = 1 << 20;
+/// Most blocks that a record carries.
+pub const MOST_CARRIED: usize = 16;
+/// Bytes of a carried block: its number, and its bytes as they are stored in the data file.
+const CARRIED: usize = 8 + BLOCK as usize;
+/// Incompatible feature of a map file: its records may carry blocks.
+const CARRIES: u64 = 1;
+/// Flag of a record: it carries blocks, and the data file was not synced for it.
+const CARRYING: u32 = 1;
 
 const MAGIC: &[u8; 8] = b"PLYMAP\0\0";
 const VERSION: u16 = 1;
@@ -74,13 +86,16 @@ pub struct MapHeader {
     pub generation: u64,
     /// Random. Each record's checksum covers it, so bytes of another file never pass as a record of this one.
     pub nonce: u64,
+    /// Whether records may carry blocks.
+    pub carries: bool,
 }
 
 impl MapHeader {
     /// The first [`HEADER`] bytes of the file.
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Writer::new();
-        w.raw(MAGIC).u16(VERSION).u16(0).u64(0); // version, reserved, incompatible features
+        let incompatible = if self.carries { CARRIES } else { 0 };
+        w.raw(MAGIC).u16(VERSION).u16(0).u64(incompatible); // 0: reserved
         w.u64(self.disk).u64(self.generation).u64(self.nonce);
         let pad = HEADER - 4 - w.len();
         w.raw(&vec![0; pad]);
@@ -107,13 +122,14 @@ impl MapHeader {
         let version = r.u16()?;
         r.u16()?;
         let incompatible = r.u64()?;
-        if version == 0 || version > VERSION || incompatible != 0 {
+        if version == 0 || version > VERSION || incompatible & !CARRIES != 0 {
             return fail(
                 Kind::Newer,
                 format!("version {version}, features {incompatible:#x}; use a newer plyfs"),
             );
         }
-        Ok(Self { disk: r.u64()?, generation: r.u64()?, nonce: r.u64()? })
+        let carries = incompatible & CARRIES != 0;
+        Ok(Self { disk: r.u64()?, generation: r.u64()?, nonce: r.u64()?, carries })
     }
 }
 
@@ -137,6 +153,31 @@ pub struct Record {
     pub modified_ns: i64,
     /// The new values of these words. Blocks at or above `size` are unmapped, whatever the words say.
     pub runs: Vec<Run>,
+    /// `None`: the data file was synced before the record was written.
+    pub carried: Option<Carried>,
+}
+
+/// The blocks that a record carries, ascending; all of each lies below the size of the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Carried {
+    /// Numbers of the blocks.
+    pub blocks: Vec<u64>,
+    /// Their bytes, as they are stored in the data file.
+    pub bytes: Vec<u8>,
+}
+
+impl Carried {
+    /// Whether bytes of a block can be carried: nothing in them looks like the beginning of a record, so that what
+    /// follows a torn record is told apart at once.
+    pub fn may_carry(block: &[u8]) -> bool {
+        block.chunks_exact(8).all(|bytes| bytes[..4] != RECORD_MAGIC.to_le_bytes())
+    }
+
+    /// Where the bytes of each block lie in a file in which the record that carries them ends at `end`.
+    pub fn places(&self, end: u64) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let from = end - (self.blocks.len() * CARRIED) as u64 + 8;
+        (0..).zip(&self.blocks).map(move |(n, block)| (*block, from + n * CARRIED as u64))
+    }
 }
 
 fn checksum(nonce: u64, head: &[u8], payload: &[u8]) -> u32 {
@@ -150,7 +191,7 @@ impl Record {
         let mut p = Writer::new();
         p.u64(self.size).u64(self.overlap).i64(self.modified_ns);
         p.u32(u32::try_from(self.runs.len()).expect("bounded by the map"));
-        p.u32(0);
+        p.u32(if self.carried.is_some() { CARRYING } else { 0 });
         for run in &self.runs {
             p.u64(run.first).u64(run.words.len() as u64);
             // A run of one repeated value is stored once, so a full disk takes a few bytes.
@@ -164,6 +205,12 @@ impl Record {
                         p.u64(*w);
                     });
                 }
+            }
+        }
+        if let Some(carried) = &self.carried {
+            p.u64(carried.blocks.len() as u64);
+            for (block, bytes) in carried.blocks.iter().zip(carried.bytes.chunks_exact(BLOCK as usize)) {
+                p.u64(*block).raw(bytes);
             }
         }
         let payload = p.finish();
@@ -214,6 +261,11 @@ pub struct Journal<M = Replay> {
     pub overlap: u64,
     /// The latest modification time in any record.
     pub modified_ns: i64,
+    /// Blocks that were carried since the data file was synced last, and where their latest bytes lie in this file. The
+    /// data file may lack the bytes of those that are `Data`.
+    pub carried: BTreeMap<u64, u64>,
+    /// Bytes of the records that carry blocks.
+    pub carrying: u64,
     /// The first record with an overlap above the one before it. No plyfs writes such a record.
     pub raised: Option<Raised>,
     /// Offset of the last valid record.
@@ -303,6 +355,23 @@ impl Journal {
     }
 }
 
+impl Journal {
+    /// The carried blocks that are `Data`, and where their bytes lie in this file.
+    pub fn carried_data(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        let data = |block: &u64| self.map.state(*block) == Some(State::Data);
+        self.carried.iter().filter(move |(block, _)| data(block)).map(|(block, at)| (*block, *at))
+    }
+
+    /// The block after the last one whose bytes must be in the data file; 0 when there is none.
+    pub fn data_end(&self) -> u64 {
+        let mut end = self.map.data_end();
+        while end > 0 && self.carried.contains_key(&(end - 1)) {
+            end = self.map.data_end_before(end - 1);
+        }
+        end
+    }
+}
+
 impl<M: WordSink> Journal<M> {
     /// Replays a map file of `len` bytes. `read` fills a buffer from an offset, with fewer bytes only at the end of the
     /// file. The length of the file bounds memory and time.
@@ -339,6 +408,8 @@ impl<M: WordSink> Journal<M> {
             size: expected.size,
             overlap: expected.overlap,
             modified_ns: expected.modified_ns,
+            carried: BTreeMap::new(),
+            carrying: 0,
             raised: None,
             last: HEADER as u64,
             end: HEADER as u64,
@@ -386,8 +457,17 @@ impl<M: WordSink> Journal<M> {
             self.map.set(first, words);
             Ok(())
         };
-        let record = file.record(self.end, head, u64::MAX, set)?;
-        let RecordHead { size, overlap, modified_ns, words } = record;
+        let record = file.record(self.end, head, (u64::MAX, self.header.carries), set)?;
+        let RecordHead { size, overlap, modified_ns, words, carried } = record;
+        let carries = carried.is_some();
+        match carried {
+            None if Mutant::CarriedOutlivesSync.is_active() => {}
+            None => self.carried.clear(),
+            Some(blocks) => {
+                self.carried.extend(blocks);
+                self.carrying += head.len();
+            }
+        }
         if overlap > self.overlap && self.raised.is_none() {
             self.raised = Some(Raised { seq: head.seq, overlap, before: self.overlap });
         }
@@ -398,7 +478,7 @@ impl<M: WordSink> Journal<M> {
         self.modified_ns = self.modified_ns.max(modified_ns);
         let goes_on = |end: u64| words.is_none_or(|(first, _)| first >= end);
         self.ordered_to =
-            self.ordered_to.filter(|end| goes_on(*end) && (words.is_some() || self.records == 0));
+            self.ordered_to.filter(|end| goes_on(*end) && (words.is_some() || self.records == 0) && !carries);
         if let Some(end) = &mut self.ordered_to {
             *end = words.map_or(*end, |(_, last)| last);
             self.ordered_len = self.end + head.len();
@@ -490,7 +570,7 @@ impl<M: WordSink> Journal<M> {
                 let size = Reader::new(file.exactly(at + RECORD_HEADER as u64, 8)?, "map record").u64()?;
                 below = below.min(size.div_ceil(BLOCK));
                 let (last, mask) = (below / WORD_BLOCKS, (1u64 << (2 * (below % WORD_BLOCKS))) - 1);
-                file.record(at, head, below, |first, words| {
+                file.record(at, head, (below, self.header.carries), |first, words| {
                     let count = match words {
                         Words::Same(count, _) => count,
                         Words::Each(words) => words.len() as u64,

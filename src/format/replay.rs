@@ -4,10 +4,11 @@
 //! of a replay, never the numbers in them. So a run of one repeated word is kept as a run of any length, and only words
 //! that were stored one by one take memory each.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::BLOCK;
-use super::journal::WORD_BLOCKS;
+use super::journal::{State, WORD_BLOCKS};
 
 /// Words in a page. Small, because a single word at a distant address takes a page.
 const PAGE: u64 = 64;
@@ -171,22 +172,44 @@ impl Replay {
 
     /// The block after the last block in the data file; 0 when there is none.
     pub fn data_end(&self) -> u64 {
-        for (page, stretch) in self.stretches.iter().rev() {
+        self.data_end_before(u64::MAX)
+    }
+
+    /// As [`Replay::data_end`], of the blocks before `end`.
+    pub fn data_end_before(&self, end: u64) -> u64 {
+        let (last_word, pairs) = (end / WORD_BLOCKS, end % WORD_BLOCKS);
+        // The bits of the states of the last word that are before the end.
+        let before = |word: u64, value: u64| match word.cmp(&last_word) {
+            Ordering::Less => value & EVEN,
+            Ordering::Equal => value & EVEN & ((1 << (2 * pairs)) - 1),
+            Ordering::Greater => 0,
+        };
+        for (page, stretch) in self.stretches.range(..=last_word / PAGE).rev() {
             let last = match stretch {
                 Stretch::Same(pages, value) => {
-                    (value & EVEN != 0).then(|| ((page + pages) * PAGE - 1, *value))
+                    let word = ((page + pages) * PAGE - 1).min(last_word);
+                    let words = [word, word.saturating_sub(1).max(page * PAGE)];
+                    words.into_iter().find(|word| before(*word, *value) != 0).map(|word| (word, *value))
                 }
-                Stretch::Page(words) => words
-                    .iter()
-                    .rposition(|word| word & EVEN != 0)
-                    .map(|at| (page * PAGE + at as u64, words[at])),
+                Stretch::Page(words) => {
+                    let words =
+                        words.iter().enumerate().rev().map(|(at, value)| (page * PAGE + at as u64, *value));
+                    words.into_iter().find(|(word, value)| before(*word, *value) != 0)
+                }
             };
             if let Some((word, value)) = last {
-                let pair = u64::from((63 - (value & EVEN).leading_zeros()) / 2);
+                let pair = u64::from((63 - before(word, value).leading_zeros()) / 2);
                 return word * WORD_BLOCKS + pair + 1;
             }
         }
         0
+    }
+
+    /// The state of a block; `None` for bits that are no state.
+    pub fn state(&self, block: u64) -> Option<State> {
+        let mut word = [0];
+        self.copy_words(block / WORD_BLOCKS, &mut word);
+        State::from_bits(word[0] >> (2 * (block % WORD_BLOCKS)) & 3)
     }
 
     /// The words that were set, in order. Some may be zeros; words that are left out are zeros.

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod cache;
+mod carried;
 mod encryption;
 mod images;
 mod limits;
@@ -13,12 +14,12 @@ mod trash;
 mod used;
 
 use super::features::Features;
-use super::journal::{Expected, Journal, MapHeader, Record, Run};
+use super::journal::{Carried, Expected, Journal, MapHeader, Record, Run};
 use super::lineage::{LayerEntry, Lineage, Seal, SnapshotEntry};
 use super::record::*;
 use super::replay::Words;
 use super::rework::{Purpose, Rework};
-use super::{FormatError, Kind, valid_name};
+use super::{BLOCK, FormatError, Kind, valid_name};
 use proptest::prelude::*;
 
 fn hex(bytes: &[u8]) -> String {
@@ -231,17 +232,38 @@ fn named_disk() -> DiskRecord {
 }
 
 fn map_file() -> Vec<u8> {
-    let header = MapHeader { disk: 3, generation: 4, nonce: 0x1234 };
+    let header = MapHeader { disk: 3, generation: 4, nonce: 0x1234, carries: false };
     let mut bytes = header.encode();
     for seq in 1..=3u64 {
         let runs = vec![
             Run { first: seq, words: vec![1, 2] },
             Run { first: 100, words: vec![0x5555_5555_5555_5555; 40] },
         ];
-        let record = Record { size: 1 << 30, overlap: 4096, modified_ns: 9, runs };
+        let record = Record { size: 1 << 30, overlap: 4096, modified_ns: 9, runs, carried: None };
         bytes.extend(record.encode(0x1234, seq));
     }
     bytes
+}
+
+/// A map file that carries blocks, which need the incompatible feature.
+fn carrying_map_file(records: &[Record]) -> Vec<u8> {
+    let mut bytes = MapHeader { disk: 3, generation: 4, nonce: 0x1234, carries: true }.encode();
+    for (seq, record) in (1..).zip(records) {
+        bytes.extend(record.encode(0x1234, seq));
+    }
+    bytes
+}
+
+/// Blocks 32 and later are data from word 1 on; each carried block is filled with its number.
+fn carrying(blocks: &[u64]) -> Record {
+    let bytes = blocks.iter().flat_map(|block| [*block as u8; BLOCK as usize]).collect();
+    Record {
+        size: 1 << 30,
+        overlap: 4096,
+        modified_ns: 9,
+        runs: vec![Run { first: 1, words: vec![0x5555_5555_5555_5555] }],
+        carried: Some(Carried { blocks: blocks.to_vec(), bytes }),
+    }
 }
 
 fn each(words: Words<'_>) -> Vec<u64> {
@@ -269,6 +291,11 @@ fn golden_bytes_bump_the_version_when_this_fails() {
     assert_eq!(fnv(&base().encode()), GOLDEN_BASE, "base record");
     assert_eq!(fnv(&disk().encode()), GOLDEN_DISK, "disk record");
     assert_eq!(fnv(&map_file()), GOLDEN_MAP, "map file");
+    assert_eq!(
+        fnv(&carrying_map_file(&[carrying(&[33, 40])])),
+        GOLDEN_CARRYING,
+        "map file that carries blocks"
+    );
     assert_eq!(fnv(&far_base().encode()), GOLDEN_BASE_2, "base record, version 2");
     assert_eq!(fnv(&bucket_base().encode()), GOLDEN_BUCKET, "base record, of a bucket");
     assert_eq!(fnv(&moved_base().encode()), GOLDEN_BASE_3, "base record, version 3");
@@ -299,6 +326,7 @@ const GOLDEN_DISK_2: u64 = 10_880_998_963_494_629_315;
 const GOLDEN_DISK_3: u64 = 8_520_515_344_301_278_014;
 const GOLDEN_BASE: u64 = 11_084_340_009_902_145_310;
 const GOLDEN_DISK: u64 = 16_945_533_228_444_867_536;
+const GOLDEN_CARRYING: u64 = 15_355_625_895_409_005_787;
 const GOLDEN_MAP: u64 = 5_955_604_900_307_239_178;
 
 #[test]

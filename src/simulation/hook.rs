@@ -9,6 +9,8 @@ use parking_lot::Mutex;
 use super::model::Model;
 use super::operation::Op;
 use super::{Campaign, Counts, cut};
+use crate::format::journal::{Expected, Journal, MapHeader};
+use crate::format::record::DiskRecord;
 use crate::io::sim::{Call, Event, Rng, SimLive, SimMedium, Stage};
 
 /// A fault that the hook injects into a later call.
@@ -51,6 +53,34 @@ impl HookState {
         message.to_owned()
     }
 
+    /// What the file of an event has now, when that says more than its name.
+    fn contents(&self, event: &Event<'_>) -> String {
+        let shows = match event.call {
+            Call::Rename => event.name.ends_with(".disk"),
+            Call::SyncData => event.name.ends_with(".map"),
+            _ => false,
+        };
+        if !shows || event.stage == Stage::Before {
+            return String::new();
+        }
+        let files = self.medium.files();
+        let Some(bytes) = files.into_iter().find(|(name, ..)| name == event.name).and_then(|found| found.2) else {
+            return String::new();
+        };
+        if event.call == Call::Rename {
+            let shown = |record: DiskRecord| format!(": backing {:?}, {:?}", record.backing.map(|b| b.base), record.lineage);
+            return DiskRecord::decode(&bytes).map(shown).unwrap_or_default();
+        }
+        let Ok(header) = MapHeader::decode(&bytes) else { return String::new() };
+        let (disk, generation) = (header.disk, header.generation);
+        let expected = Expected { disk, generation, floor: 0, size: 0, overlap: 0, modified_ns: 0 };
+        let shown = |map: Journal| {
+            let (size, overlap, carried) = (map.size, map.overlap, map.carried.len());
+            format!(": size {size}, overlap {overlap}, carried {carried}, data up to block {}", map.map.data_end())
+        };
+        Journal::decode(&bytes, &expected).map(shown).unwrap_or_default()
+    }
+
     /// Runs at every call of the medium.
     pub fn at(self: &Arc<Self>, event: &Event<'_>) -> io::Result<()> {
         let stop = || io::Error::other("the campaign has stopped");
@@ -60,7 +90,7 @@ impl HookState {
         cut::at(self, event);
         if self.campaign.trace && !matches!(event.call, Call::Read | Call::Open) {
             let line = format!("    {:?} {:?} {}", event.stage, event.call, event.name);
-            self.model.lock().log.push(line);
+            self.model.lock().log.push(line + &self.contents(event));
         }
         if self.campaign.stopped() {
             return Err(stop());

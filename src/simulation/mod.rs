@@ -14,6 +14,7 @@ mod copies;
 mod copying;
 mod cut;
 mod encryption;
+mod flushing;
 mod hook;
 mod limits;
 mod model;

@@ -439,6 +439,8 @@ pub(super) struct Names {
     pub trash: Vec<(String, Arc<DiskModel>)>,
     /// Whether removed disks go to the trash.
     pub keeps_removed: bool,
+    /// Whether parts of the history flush after every few writes.
+    pub flushes_often: bool,
 }
 
 impl Names {

@@ -227,7 +227,7 @@ fn range(rng: &mut Rng, end: u64) -> (u64, u64) {
 }
 
 /// Contents in which every 8 bytes are unique.
-fn bytes(rng: &mut Rng, len: u64) -> Vec<u8> {
+pub(super) fn bytes(rng: &mut Rng, len: u64) -> Vec<u8> {
     let stamp = rng.number() as u32 | 1;
     let mut out: Vec<u8> =
         (0..len / 8 + 1).flat_map(|n| (n << 32 | u64::from(stamp)).to_le_bytes()).collect();

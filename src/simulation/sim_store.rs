@@ -11,7 +11,7 @@ use super::copies::Copies;
 use super::hook::HookState;
 use super::model::{BaseModel, DiskModel, FlushMark, Interruption, Model, Names};
 use super::operation::{Op, Stand, any, share_of_layers};
-use super::{Campaign, Counts, cut, encryption};
+use super::{Campaign, Counts, cut, encryption, flushing};
 use crate::cache::BlockCache;
 use crate::disk::{Disk, Grow};
 use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium};
@@ -64,7 +64,8 @@ impl SimStore {
         let mut rng = Rng::new(seed);
         let medium = SimMedium::new(rng.number());
         // By the seed, so that the other histories are those of a store without a trash.
-        let names = Names { keeps_removed: matches!(seed % 7, 0 | 5 | 6), ..Names::default() };
+        let keeps_removed = matches!(seed % 7, 0 | 5 | 6);
+        let names = Names { keeps_removed, flushes_often: flushing::is_chosen(seed), ..Names::default() };
         let model = Model { names, ..Model::default() };
         let mut world = Self::watched(campaign, medium, SimLive::default(), model, rng.fork(), (0, false));
         world.open(Interruption::WorkerDeath)?;
@@ -167,6 +168,9 @@ impl SimStore {
                 fault.errno = *rng.pick(&[libc::EIO, libc::ENOSPC]);
             }
             self.run(op)?;
+            let often = self.hook.model.lock().names.flushes_often && rng.chance(25);
+            let more = if often { flushing::some(rng, &self.hook.model.lock().names) } else { Vec::new() };
+            more.into_iter().try_for_each(|op| self.run(op))?;
             if self.hook.campaign.stopped() {
                 return Err("stopped".into());
             }

@@ -157,6 +157,21 @@ impl Store {
         }
     }
 
+    /// Syncs the data files of the disks in a pool whose flushes carried blocks a while ago (D97). To be called every second
+    /// or so; may wait for that pool's storage.
+    pub fn settle_carried_in(&self, pool: u64) {
+        for node in self.attachments.all().iter().filter(|node| self.pool_of(node) == pool) {
+            if self.is_closing() {
+                return;
+            }
+            // A failure is the disk's own: its handles refuse writes, and say why.
+            let settled = node.peek().map_or(Ok(()), |disk| disk.delta().settle_old());
+            if let Err(error) = settled {
+                tracing::warn!(disk = node.name(), %error, "what was flushed to the map file is not in the data file yet");
+            }
+        }
+    }
+
     /// The attached disks.
     pub fn attached(&self) -> Vec<Arc<DiskNode>> {
         self.attachments.all()

@@ -247,3 +247,61 @@ fn a_shrink_that_the_next_worker_cannot_complete_at_once_is_completed_later() {
     delta.resize(65_536, Durability::Now).unwrap();
     assert_eq!([1, 2, 5, 9].map(|block| byte(&delta, block)), [0xba, 2, 0, 0]);
 }
+
+#[test]
+fn a_record_that_a_dead_worker_did_not_sync_is_durable_before_the_next_one_is_appended() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    delta.resize(64 << 20, Durability::Flush).unwrap();
+    put(&delta, 1, 1);
+    delta.flush().unwrap();
+    // Records that are longer than a sector.
+    (0..40).for_each(|n| put(&delta, n * 128, 2));
+    // The worker dies between the write of the record and its sync.
+    let left: Arc<Mutex<Option<Rig>>> = Arc::default();
+    let (medium, live, roots, slot) = (rig.medium.clone(), rig.live.clone(), rig.roots.clone(), left.clone());
+    let rises = rig.rises;
+    let hook: Hook = Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::SyncData && event.name.ends_with(".map") && event.stage == Stage::Before {
+            let (medium, live) = (medium.fork(), Arc::new(live.fork().unwrap()));
+            // Not noted yet: as if it died one step before.
+            let file = live.existing(1).unwrap().unwrap();
+            file.header(LiveHeader::Syncing).store(0, Ordering::Release);
+            let roots = Arc::new(Roots(Mutex::new(*roots.0.lock())));
+            *slot.lock() = Some(Rig { medium, live, roots, overlap: 0, rises });
+        }
+        Ok(())
+    });
+    rig.medium.set_hook(Some(hook));
+    delta.flush().unwrap();
+    rig.medium.set_hook(None);
+    let next = left.lock().take().unwrap();
+    next.medium.set_hook(None);
+    let delta = next.open();
+    (0..40).for_each(|n| put(&delta, n * 128 + 64, 3));
+    // A power cut in the flush of the next worker: of two records in flight, the later one alone may stay.
+    let cuts: Arc<Mutex<Vec<SimMedium>>> = Arc::default();
+    let (medium, all) = (next.medium.clone(), cuts.clone());
+    let hook: Hook = Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::SyncData && event.stage == Stage::Before {
+            all.lock().push(medium.fork());
+        }
+        Ok(())
+    });
+    next.medium.set_hook(Some(hook));
+    delta.flush().unwrap();
+    next.medium.set_hook(None);
+    for medium in cuts.lock().iter() {
+        for seed in 0..200 {
+            let keep = Keep { sectors: 50, lengths: 100, entries: 100, stale: false };
+            let after = Rig {
+                medium: medium.crash(&mut Rng::new(seed), keep),
+                live: Arc::default(),
+                roots: Arc::new(Roots(Mutex::new(*next.roots.0.lock()))),
+                overlap: 0,
+                rises: false,
+            };
+            assert_eq!(byte(&after.open(), 1), 1, "seed {seed}");
+        }
+    }
+}

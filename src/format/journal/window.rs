@@ -1,8 +1,8 @@
 //! Reads a map file through a window of bounded size: heads of records, their checksums, their words.
 
 use super::{
-    CHECKED_HEAD, MAX_WORDS, PAYLOAD_HEAD, PIECE, RECORD_HEADER, RECORD_MAGIC, RUN_HEAD, ReadError,
-    STRUCTURE, WINDOW, WORD_BLOCKS,
+    CARRIED, CARRYING, CHECKED_HEAD, MAX_WORDS, MOST_CARRIED, PAYLOAD_HEAD, PIECE, RECORD_HEADER,
+    RECORD_MAGIC, RUN_HEAD, ReadError, STRUCTURE, WINDOW, WORD_BLOCKS,
 };
 use crate::format::codec::{FormatError, Kind, Reader};
 use crate::format::replay::Words;
@@ -107,16 +107,19 @@ pub(super) struct RecordHead {
     pub(super) modified_ns: i64,
     /// The first word, and the one behind the last; `None` without words.
     pub(super) words: Option<(u64, u64)>,
+    /// The blocks that it carries, and where in the file their bytes are; `None` of a record before which the data file
+    /// was synced.
+    pub(super) carried: Option<Vec<(u64, u64)>>,
 }
 
 impl<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>> Window<F> {
     /// Reads the record at `at`, whose checksum matches. Gives its words to `set`, without those of blocks from `limit`
-    /// on, and from the record's own size on.
+    /// on, and from the record's own size on. `carries`: whether records of the file may carry blocks.
     pub(super) fn record(
         &mut self,
         at: u64,
         head: &Head,
-        limit: u64,
+        (limit, carries): (u64, bool),
         mut set: impl FnMut(u64, Words<'_>) -> Result<(), E>,
     ) -> Result<RecordHead, ReadError<E>> {
         let (mut at, end) = (at + RECORD_HEADER as u64, at + head.len());
@@ -126,9 +129,10 @@ impl<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>> Window<F> {
         }
         let mut r = Reader::new(self.exactly(at, PAYLOAD_HEAD)?, "map record");
         let (size, overlap, modified_ns) = (r.u64()?, r.u64()?, r.i64()?);
-        let (runs, reserved) = (r.u32()?, r.u32()?);
-        if size > MAX_DISK_SIZE || overlap > size || reserved != 0 {
-            return Err(impossible(format!("size {size}, overlap {overlap}")));
+        let (runs, flags) = (r.u32()?, r.u32()?);
+        let known = if carries { CARRYING } else { 0 };
+        if size > MAX_DISK_SIZE || overlap > size || flags & !known != 0 {
+            return Err(impossible(format!("size {size}, overlap {overlap}, flags {flags:#x}")));
         }
         at += PAYLOAD_HEAD as u64;
         let keep = size.div_ceil(BLOCK).min(limit).div_ceil(WORD_BLOCKS);
@@ -188,11 +192,39 @@ impl<E, F: FnMut(&mut [u8], u64) -> Result<usize, E>> Window<F> {
                 other => return Err(impossible(format!("run type {other} is not known"))),
             }
         }
+        let mut carried = None;
+        if flags & CARRYING != 0 {
+            carried = Some(self.carried((at, end), size)?);
+            at = end;
+        }
         if at != end {
             return Err(impossible(format!("{} bytes too many", end - at)));
         }
         let words = before.map(|first| (first, behind));
-        Ok(RecordHead { size, overlap, modified_ns, words })
+        Ok(RecordHead { size, overlap, modified_ns, words, carried })
+    }
+
+    /// The blocks that a record of a disk of `size` bytes carries from `at` to `end`, and where their bytes are.
+    fn carried(&mut self, (mut at, end): (u64, u64), size: u64) -> Result<Vec<(u64, u64)>, ReadError<E>> {
+        if end - at < 8 {
+            return Err(impossible("a record ends before what it carries"));
+        }
+        let count = Reader::new(self.exactly(at, 8)?, "map record").u64()?;
+        at += 8;
+        if count > MOST_CARRIED as u64 || count * CARRIED as u64 != end - at {
+            return Err(impossible(format!("{count} carried blocks in {} bytes", end - at)));
+        }
+        let (mut blocks, mut behind) = (Vec::new(), 0);
+        for _ in 0..count {
+            let block = Reader::new(self.exactly(at, 8)?, "map record").u64()?;
+            if block < behind || block >= size / BLOCK {
+                return Err(impossible(format!("carried block {block} after {behind}, size {size}")));
+            }
+            behind = block + 1;
+            blocks.push((block, at + 8));
+            at += CARRIED as u64;
+        }
+        Ok(blocks)
     }
 }
 

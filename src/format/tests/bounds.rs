@@ -16,7 +16,7 @@ const ALL: u64 = MAX_DISK_SIZE / 4096 / 32;
 
 /// A map file with records of these payloads, each with the right checksum.
 fn file(payloads: &[Vec<u8>]) -> Vec<u8> {
-    let mut bytes = MapHeader { disk: 3, generation: 4, nonce: NONCE }.encode();
+    let mut bytes = MapHeader { disk: 3, generation: 4, nonce: NONCE, carries: false }.encode();
     for (seq, payload) in (1u64..).zip(payloads) {
         bytes.extend(record(seq, payload));
     }
@@ -56,7 +56,8 @@ fn refused(payloads: &[Vec<u8>], part: &str) {
 #[test]
 fn the_helper_makes_what_the_encoder_makes() {
     let run = Run { first: 7, words: vec![1, 2, 0] };
-    let made = Record { size: 1 << 30, overlap: 4096, modified_ns: 0, runs: vec![run] }.encode(NONCE, 1);
+    let made = Record { size: 1 << 30, overlap: 4096, modified_ns: 0, runs: vec![run], carried: None }
+        .encode(NONCE, 1);
     assert_eq!(made, record(1, &payload(1 << 30, 4096, &[(7, 3, 0, &[1, 2, 0])])));
     assert_eq!(decode(&file(&[payload(1 << 30, 0, &[])]), 0).unwrap().records, 1);
 }
@@ -148,8 +149,8 @@ fn a_record_of_many_windows_is_read_as_a_whole() {
     let words: Vec<u64> =
         (0..200_000).map(|n| [1, 2, 4, 8][n % 4] << (n % 60)).map(|w: u64| w & DATA).collect();
     let runs = vec![Run { first: 3, words: words.clone() }, Run { first: 900_000, words: vec![1] }];
-    let record = Record { size: MAX_DISK_SIZE, overlap: 0, modified_ns: 0, runs };
-    let mut bytes = MapHeader { disk: 3, generation: 4, nonce: NONCE }.encode();
+    let record = Record { size: MAX_DISK_SIZE, overlap: 0, modified_ns: 0, runs, carried: None };
+    let mut bytes = MapHeader { disk: 3, generation: 4, nonce: NONCE, carries: false }.encode();
     bytes.extend(record.encode(NONCE, 1));
     let end = bytes.len() as u64;
     bytes.resize(bytes.len() + (1 << 20), 0);

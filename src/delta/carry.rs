@@ -1,0 +1,272 @@
+//! Flushes that carry the written blocks in the map file, instead of syncing the data file first.
+//!
+//! A flush of a few blocks then waits for one sync of the medium, of a file whose size and extents do not change, in place
+//! of two. A start puts the carried blocks into the data file (docs/format.md, "Carried blocks").
+//!
+//! What must hold: a flush carries every block that was written since the last flush, or syncs the data file (D97). Once the
+//! data file was synced while the map file has carried blocks, a record says so before the flush is answered: a start
+//! would put older bytes over those that were synced (D96).
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::commit::MapFileState;
+use super::flush::TakenWords;
+use super::map::{LiveMap, Take};
+use super::record_builder::RecordBuilder;
+use super::{Delta, DeltaError};
+use crate::format::BLOCK;
+use crate::format::journal::{Carried, Journal, MOST_CARRIED, Record, State, WordSink};
+use crate::format::layout::data_path;
+use crate::io::MediumFile;
+use crate::mutant::{Mutant, limit};
+
+/// A map file is replaced when its records that carry blocks take more bytes.
+const LARGEST: u64 = 4 << 20;
+/// Flushes that could have carried what was written, before the map file is replaced by one whose records may.
+const WISHES: u64 = 4;
+/// Flushes of overwritten blocks that are carried in turn. Then the data file is synced, and further ones write each block
+/// once.
+const OVERWRITES: u64 = 8;
+/// Seconds after which the data file is synced with what was carried. Before the kernel writes it by itself and marks it
+/// clean even when the medium refuses it: a sync reports that while the page cache still has the bytes.
+const OLD: u64 = 5;
+
+/// The blocks that were written since the last flush, when they are few.
+///
+/// A writer notes its blocks after their bytes and before their words. A flush takes the words first and the notes second.
+/// So the notes have the blocks of all words taken, but for those that an earlier flush took, which carried or synced
+/// their bytes.
+#[derive(Debug)]
+pub(super) struct WrittenBlocks {
+    noted: Mutex<Vec<u64>>,
+    /// More were written than are noted.
+    more: AtomicBool,
+}
+
+impl WrittenBlocks {
+    /// Of a delta that an earlier worker may have written.
+    pub fn unknown() -> Self {
+        Self { noted: Mutex::default(), more: AtomicBool::new(true) }
+    }
+
+    /// Notes that blocks `first..end` were written.
+    pub fn note(&self, first: u64, end: u64) {
+        // A flush that clears the mark from here on syncs the data file afterwards, with the bytes of this writer.
+        if self.more.load(Ordering::Acquire) {
+            return;
+        }
+        let mut noted = self.noted.lock();
+        for block in first..end.min(first + MOST_CARRIED as u64 + 1) {
+            if !noted.contains(&block) {
+                if noted.len() == MOST_CARRIED {
+                    self.more.store(true, Ordering::Release);
+                    return;
+                }
+                noted.push(block);
+            }
+        }
+    }
+
+    /// Notes that any blocks may have been written, or that the data file changed in another way.
+    pub fn note_any(&self) {
+        self.more.store(true, Ordering::Release);
+    }
+
+    /// Takes the blocks, in order; `None` when they are too many. The caller of the latter syncs the data file next.
+    pub fn take(&self) -> Option<Vec<u64>> {
+        let mut noted = self.noted.lock();
+        let mut blocks = std::mem::take(&mut *noted);
+        if self.more.swap(false, Ordering::AcqRel) {
+            return None;
+        }
+        drop(noted);
+        if Mutant::WrittenBlockForgotten.is_active() {
+            blocks.pop();
+        }
+        blocks.sort_unstable();
+        Some(blocks)
+    }
+}
+
+/// What a map file carries.
+#[derive(Debug, Default)]
+pub(super) struct CarryState {
+    /// Whether records of the map file may carry blocks.
+    pub allowed: bool,
+    /// Blocks that the data file was not synced with.
+    pub blocks: Vec<u64>,
+    /// Since when there are such blocks.
+    since: Option<Instant>,
+    /// Bytes of the records that carry blocks.
+    pub bytes: u64,
+    /// Flushes that could have carried their blocks if the map file allowed that.
+    wishes: u64,
+    /// Flushes in turn that carried only blocks whose words did not change.
+    overwrites: u64,
+}
+
+impl CarryState {
+    /// Of a map file that was read.
+    pub fn of<M: WordSink>(journal: &Journal<M>) -> Self {
+        let blocks: Vec<u64> = journal.carried.keys().copied().collect();
+        let since = (!blocks.is_empty()).then(Instant::now);
+        Self { allowed: journal.header.carries, blocks, since, bytes: journal.carrying, ..Self::default() }
+    }
+
+    /// Of a new map file.
+    pub fn new(allowed: bool) -> Self {
+        Self { allowed, ..Self::default() }
+    }
+
+    /// Whether the map file should be replaced by one whose records may carry blocks.
+    pub fn is_wished(&self) -> bool {
+        !self.allowed && self.wishes >= limit(WISHES, 0)
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.bytes > limit(LARGEST, 24 << 10)
+    }
+
+    /// The data file was synced, and a record says so.
+    pub fn settle(&mut self) {
+        self.blocks.clear();
+        self.since = None;
+        self.overwrites = 0;
+    }
+
+    fn is_old(&self) -> bool {
+        self.since.is_some_and(|since| since.elapsed().as_secs() >= limit(OLD, u64::MAX))
+    }
+}
+
+impl Delta {
+    /// Whether a flush of the words taken may carry the blocks written, whatever these are.
+    pub(super) fn may_carry(&self, commit: &mut MapFileState, bounds: (u64, u64)) -> bool {
+        let is_plain = commit.file.is_some()
+            && !commit.rewrite
+            && bounds == commit.bounds
+            && !self.unlisted.load(Ordering::Acquire);
+        if is_plain && !commit.carry.allowed {
+            commit.carry.wishes += 1;
+        }
+        is_plain && commit.carry.allowed && !commit.carry.is_full() && !commit.carry.is_old()
+    }
+
+    /// Syncs the data file with blocks that were carried a while ago. To be called every second or so; may wait for the
+    /// storage.
+    ///
+    /// # Errors
+    /// As [`Delta::flush`].
+    pub fn settle_old(&self) -> Result<(), DeltaError> {
+        // A flush that runs settles them itself.
+        let is_old = self.commit.try_lock().is_some_and(|commit| commit.carry.is_old());
+        if is_old { self.flush() } else { Ok(()) }
+    }
+
+    /// Carries `blocks` and the words taken in a record. Returns false, with nothing done, when the data file has to be
+    /// synced instead.
+    pub(super) fn carry(
+        &self,
+        commit: &mut MapFileState,
+        taken: &TakenWords<'_>,
+        blocks: Vec<u64>,
+    ) -> Result<bool, DeltaError> {
+        let is_new = !taken.is_empty();
+        if !is_new && (commit.carry.blocks.is_empty() || commit.carry.overwrites >= limit(OVERWRITES, 2)) {
+            // One sync, of the data file, does as much and writes each block once.
+            return Ok(false);
+        }
+        let Some(carried) = self.read_carried(blocks, commit.bounds.0) else { return Ok(false) };
+        let mut builder = RecordBuilder::default();
+        for page in taken.pages() {
+            let (words, others) = self.map.unchanged(u64::from(*page), Take::Changed);
+            if others {
+                return Ok(false);
+            }
+            for (word, value) in words {
+                if builder.is_full() {
+                    return Ok(false);
+                }
+                builder.add(word, value);
+            }
+        }
+        let (size, overlap) = commit.bounds;
+        let runs = builder.into_runs();
+        let record = Record { size, overlap, modified_ns: self.modified_ns(), runs, carried: Some(carried) };
+        let bytes = record.encode(commit.nonce, commit.seq);
+        if !self.write_zeros_ahead(commit, bytes.len())? {
+            return Ok(false);
+        }
+        self.append(commit, &bytes)?;
+        commit.carry.bytes += bytes.len() as u64;
+        commit.carry.overwrites = if is_new { 0 } else { commit.carry.overwrites + 1 };
+        for block in record.carried.into_iter().flat_map(|carried| carried.blocks) {
+            if !commit.carry.blocks.contains(&block) {
+                commit.carry.blocks.push(block);
+            }
+        }
+        commit.carry.since.get_or_insert_with(Instant::now);
+        Ok(true)
+    }
+
+    /// The stored bytes of whole blocks; `None` when one of them is being written, or cannot be carried.
+    fn read_carried(&self, blocks: Vec<u64>, size: u64) -> Option<Carried> {
+        let data = self.data.read().clone()?;
+        let data = data.stored().unwrap_or(data);
+        let mut bytes = vec![0; blocks.len() * BLOCK as usize];
+        for (block, bytes) in blocks.iter().zip(bytes.chunks_exact_mut(BLOCK as usize)) {
+            if (block + 1) * BLOCK > size {
+                return None;
+            }
+            // Tried only: the holder of a range may wait for the lock that this flush holds.
+            let _range = self.ranges.try_lock(*block, block + 1)?;
+            let got = data.read_at(bytes, block * BLOCK).ok()?;
+            if got < bytes.len() || !Carried::may_carry(bytes) {
+                return None;
+            }
+        }
+        Some(Carried { blocks, bytes })
+    }
+}
+
+/// Puts carried blocks into the data file, when the live map was filled from the map file.
+///
+/// # Errors
+/// Errors of the storage. Another call continues.
+pub(super) fn place_carried(
+    delta: u64,
+    journal: &Journal<()>,
+    (live, map): (&LiveMap, &dyn MediumFile),
+    data: Option<&dyn MediumFile>,
+) -> Result<(), DeltaError> {
+    let fail = DeltaError::io("writing carried blocks to the data file");
+    // Others were discarded or cut off since.
+    let is_data = |block: &u64| live.state(*block) == State::Data;
+    let mut blocks =
+        journal.carried.iter().map(|(block, at)| (*block, *at)).filter(|(b, _)| is_data(b)).peekable();
+    if blocks.peek().is_none() || Mutant::CarriedNotPlaced.is_active() {
+        return Ok(());
+    }
+    let Some(data) = data else {
+        let needs = blocks.map(|(block, _)| block * BLOCK).max().unwrap_or(0);
+        return Err(DeltaError::DataMissing { file: data_path(delta), has: 0, needs });
+    };
+    // The stored bytes, for which no key is needed.
+    let stored = data.stored();
+    let data = stored.as_deref().unwrap_or(data);
+    let mut place = || -> io::Result<()> {
+        let mut bytes = vec![0; BLOCK as usize];
+        for (block, at) in blocks.by_ref() {
+            if map.read_at(&mut bytes, at)? < bytes.len() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            data.write_reserved(&bytes, block * BLOCK)?;
+        }
+        Ok(())
+    };
+    place().map_err(fail)
+}
