@@ -110,10 +110,9 @@ fn proof(new: &AddBase) -> Result<Wanted, ApiError> {
 }
 
 fn is_place(place: &str) -> bool {
-    match Location::of(place) {
-        Location::Url { .. } => true,
-        Location::File(path) => path.is_absolute() && !place.contains('\0'),
-    }
+    let location = Location::of(place);
+    let is_path = matches!(location, Location::File(path) if path.is_absolute() && !place.contains('\0'));
+    is_path || location.is_url()
 }
 
 fn description(new: AddBase, token: Option<Token>) -> Result<Description, ApiError> {

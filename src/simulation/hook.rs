@@ -64,11 +64,14 @@ impl HookState {
             return String::new();
         }
         let files = self.medium.files();
-        let Some(bytes) = files.into_iter().find(|(name, ..)| name == event.name).and_then(|found| found.2) else {
+        let Some(bytes) = files.into_iter().find(|(name, ..)| name == event.name).and_then(|found| found.2)
+        else {
             return String::new();
         };
         if event.call == Call::Rename {
-            let shown = |record: DiskRecord| format!(": backing {:?}, {:?}", record.backing.map(|b| b.base), record.lineage);
+            let shown = |record: DiskRecord| {
+                format!(": backing {:?}, {:?}", record.backing.map(|b| b.base), record.lineage)
+            };
             return DiskRecord::decode(&bytes).map(shown).unwrap_or_default();
         }
         let Ok(header) = MapHeader::decode(&bytes) else { return String::new() };
@@ -76,7 +79,10 @@ impl HookState {
         let expected = Expected { disk, generation, floor: 0, size: 0, overlap: 0, modified_ns: 0 };
         let shown = |map: Journal| {
             let (size, overlap, carried) = (map.size, map.overlap, map.carried.len());
-            format!(": size {size}, overlap {overlap}, carried {carried}, data up to block {}", map.map.data_end())
+            format!(
+                ": size {size}, overlap {overlap}, carried {carried}, data up to block {}",
+                map.map.data_end()
+            )
         };
         Journal::decode(&bytes, &expected).map(shown).unwrap_or_default()
     }

@@ -313,6 +313,7 @@ fn reads_of_an_image_that_was_deleted_wait_with_that_word() {
     assert_eq!(house.client.wait(reading.done).unwrap(), house.part(0..100));
 }
 
+/// Guards H12.
 #[test]
 fn bytes_of_another_image_are_never_delivered() {
     let house = House::new();
@@ -380,6 +381,7 @@ fn data_of_a_store_without_ranges_comes_from_a_place_that_the_operator_allows() 
     fails(house.client.read(&source, 0..100), Changed, &["its ETag is"]);
 }
 
+/// Guards H13.
 #[test]
 fn a_token_that_ended_is_renewed_once_for_all_readers() {
     let house = House::new();

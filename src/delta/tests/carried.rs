@@ -153,7 +153,11 @@ fn a_worker_that_takes_over_does_not_know_what_was_written_and_syncs_the_data_fi
     drop(delta);
     let next = rig.open();
     assert_eq!(byte(&next, 9), 3);
-    assert_eq!(synced(&rig, || next.flush().unwrap()), ["data", "deltas", "map"]);
+    assert_eq!(
+        synced(&rig, || next.flush().unwrap()),
+        ["data", "deltas", "map", "map"],
+        "its last record, then a new one"
+    );
     let (_rig, after) = rig.cut(NOTHING);
     assert_eq!(byte(&after, 9), 3);
 }

@@ -216,5 +216,5 @@ fn a_wrong_list_of_proofs_is_refused_and_an_unknown_field_is_of_a_newer_version(
         let error = BaseRecord::decode(&with_field(1, &field)).unwrap_err();
         assert!(error.detail.contains(part), "{part}: {error}");
     }
-    assert_eq!(BaseRecord::decode(&with_field(2, &[])).unwrap_err().kind, Kind::Newer);
+    assert_eq!(BaseRecord::decode(&with_field(3, &[])).unwrap_err().kind, Kind::Newer);
 }

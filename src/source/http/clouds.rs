@@ -4,7 +4,7 @@
 //! - A token is got by the credential helper alone, which knows the password ([`Http::token`] runs there). A worker holds
 //!   tokens, which end.
 //! - A token goes to the services of its own cloud and to no other server, whatever records and redirects say (H6).
-//! - A token is renewed before it ends, while requests go on with the old one. It is renewed at once when a service refuses
+//! - A token is renewed before it ends (H13), while requests go on with the old one. It is renewed at once when a service refuses
 //!   it. However many requests wait, keystone gets one.
 
 #[cfg(test)]

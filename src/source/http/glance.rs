@@ -1,6 +1,6 @@
 //! Images of a Glance: what their records say, and where their data is read.
 //!
-//! The URL of an image is no place of bytes. Its record is asked first, which says whether the data can be read and
+//! The URL of an image is no place of bytes (H12). Its record is asked first, which says whether the data can be read and
 //! which data that is; then the data is read by the one HTTP source. What must hold:
 //! - The record is compared with the registered image before its data is requested, and again when the data was refused or
 //!   [`FRESH`] has passed. An image that is not active gives no bytes; Glance's own word is the reason.
