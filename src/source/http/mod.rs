@@ -198,7 +198,7 @@ impl Http {
                 (shown, AbortOnDrop(task))
             })
             .collect();
-        let (mut first, mut refusal): (Option<(String, Probed)>, _) = (None, None);
+        let (mut first, mut refusals): (Option<(String, Probed)>, _) = (None, Vec::new());
         for (shown, mut task) in asked {
             let result = (&mut task.0)
                 .await
@@ -206,14 +206,18 @@ impl Http {
             match (result, &first) {
                 (Ok(probed), None) => first = Some((shown, probed)),
                 (Ok(probed), Some((other, pinned))) => same(&shown, &probed, other, pinned, strictness)?,
-                (Err(error), _) => {
-                    tracing::warn!(%error, "a URL of a new base is not usable now");
-                    refusal = refusal.or(Some(error));
-                }
+                (Err(error), _) => refusals.push(error),
             }
         }
+        if let Some((_, probed)) = first {
+            for error in refusals {
+                tracing::warn!(%error, "a URL of a new base is not usable now");
+            }
+            return Ok(probed);
+        }
+        // The caller tells it.
         let none = || failed("no URL", &Failure::Protocol("the source has no URL".into()));
-        first.map(|(_, probed)| probed).ok_or_else(|| refusal.unwrap_or_else(none))
+        Err(refusals.into_iter().next().unwrap_or_else(none))
     }
 
     async fn probe_one(
