@@ -198,6 +198,7 @@ const NOUN: Noun = Noun {
 /// Register, list and remove bases: the shared, read-only images that disks start from
 #[derive(Debug, Subcommand)]
 #[command(after_help = EXAMPLES)]
+#[expect(clippy::large_enum_variant, reason = "a process has one of them")]
 pub(super) enum Base {
     /// Register an image as a base; returns at once, nothing is copied or converted
     #[command(after_help = ADD_EXAMPLES)]

@@ -210,6 +210,9 @@ fn fold(hashes: &[Hash], is_root: bool) -> Hash {
     }
 }
 
+/// Takes a page of a proof, and its offset there.
+pub type Put<'a, E> = dyn FnMut(u64, &[u8]) -> Result<(), E> + 'a;
+
 /// Makes the proof of a file from its bytes. Its memory does not grow with the file.
 pub struct Builder {
     layout: Layout,
@@ -238,11 +241,7 @@ impl Builder {
     ///
     /// # Errors
     /// Those of `put`.
-    pub fn update<E>(
-        &mut self,
-        mut bytes: &[u8],
-        put: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn update<E>(&mut self, mut bytes: &[u8], put: &mut Put<'_, E>) -> Result<(), E> {
         while !bytes.is_empty() && self.done < self.layout.groups() {
             let whole = self.layout.group_len(self.done) as usize;
             let take = (whole - self.group.len()).min(bytes.len());
@@ -259,7 +258,7 @@ impl Builder {
     }
 
     /// Adds the hash of a group, and closes the pages that it completes.
-    fn add<E>(&mut self, mut hash: Hash, put: &mut dyn FnMut(u64, &[u8]) -> Result<(), E>) -> Result<(), E> {
+    fn add<E>(&mut self, mut hash: Hash, put: &mut Put<'_, E>) -> Result<(), E> {
         for level in 0..self.layout.levels() {
             let (index, hashes) = &mut self.open[usize::from(level)];
             hashes.push(hash);

@@ -29,8 +29,11 @@ pub struct Keeper {
     store: Arc<Store>,
     sources: Arc<HostSources>,
     /// Wakes the threads, by number of the pool.
-    wake: Arc<Mutex<Vec<(u64, Sender<()>)>>>,
+    wake: Arc<Mutex<Vec<Waker>>>,
 }
+
+/// The number of a pool, and what wakes its thread.
+type Waker = (u64, Sender<()>);
 
 /// What the last comparison of a file in a pool saw: changes of the cache and of the copy, and where it was to be.
 type Stamp = (u64, u64, Vec<u64>);

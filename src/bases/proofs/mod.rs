@@ -42,8 +42,11 @@ pub struct ProofPages {
     kept: Option<KeptPages>,
     remote: Arc<dyn RemoteSource>,
     /// Who fetches a page; the others wait for it. Readers wait for readers only.
-    asking: Mutex<HashMap<(PageId, bool), Weak<Turn<()>>>>,
+    asking: Mutex<Turns>,
 }
+
+/// The fetch of each page that is under way.
+type Turns = HashMap<(PageId, bool), Weak<Turn<()>>>;
 
 impl ProofPages {
     /// Of a file with `size` bytes and this hash. `remote` has the proof, of the size that follows from that of the

@@ -1,5 +1,6 @@
 //! Images that come as a whole, from a server that has no ranges.
 
+#[allow(clippy::duplicate_mod, reason = "the server of the tests of HTTP, which the library does not have")]
 #[path = "../../../tests/http/server.rs"]
 mod server;
 

@@ -31,8 +31,8 @@ fn synced(rig: &Rig, act: impl FnOnce()) -> Vec<String> {
     rig.medium.set_hook(Some(hook));
     act();
     rig.medium.set_hook(None);
-    let seen = seen.lock().clone();
-    seen
+    let seen = seen.lock();
+    seen.clone()
 }
 
 /// Guards D97.

@@ -16,6 +16,7 @@ use crate::io::confine::{bare_call, in_child};
 use crate::io::sys;
 use crate::source::http::{Http, Network, NoCredentials, Proxies, RemoteOptions};
 
+#[allow(clippy::duplicate_mod, reason = "the server of the tests of HTTP, which the library does not have")]
 #[path = "../../../tests/http/server.rs"]
 mod server;
 

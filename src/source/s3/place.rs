@@ -84,7 +84,7 @@ impl Service {
     /// Of the configuration, which refuses an endpoint that is no URL.
     pub fn new(config: Option<&S3Config>) -> Result<Self, SourceError> {
         let endpoint = config.and_then(|config| config.endpoint.as_deref());
-        let endpoint = endpoint.map(|url| crate::source::http::parse(url)).transpose()?;
+        let endpoint = endpoint.map(crate::source::http::parse).transpose()?;
         Ok(Self { endpoint, style: config.and_then(|config| config.style) })
     }
 
