@@ -202,7 +202,7 @@ fn life(seed: u64, counts: &Arc<Counts>) {
 #[test]
 fn power_cuts_and_lost_drives_leave_no_wrong_byte_and_no_loss_of_what_both_had() {
     let counts = Arc::new(Counts::default());
-    (0..28).for_each(|seed| life(seed, &counts));
+    (0..60).for_each(|seed| life(seed, &counts));
     let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let (cuts, kills) = (get(&counts.cuts), get(&counts.kills));
     let (survived, from_copy) = (get(&counts.survived), get(&counts.from_copy));
