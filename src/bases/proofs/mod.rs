@@ -41,11 +41,11 @@ pub struct ProofPages {
     memory: Arc<ProvenPages>,
     kept: Option<KeptPages>,
     remote: Arc<dyn RemoteSource>,
-    /// Who fetches a page; the others wait for it. Readers wait for readers only.
+    /// The fetch of each page that is under way; later askers wait for it. Readers wait for readers only.
     asking: Mutex<Turns>,
 }
 
-/// The fetch of each page that is under way.
+/// By page, and by whether a reader asks.
 type Turns = HashMap<(PageId, bool), Weak<Turn<()>>>;
 
 impl ProofPages {
