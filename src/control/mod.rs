@@ -63,6 +63,9 @@ use crate::io::{LiveArena, priority};
 use crate::serve::Service;
 use crate::store::Store;
 
+/// Waits until a configured TCP address is free. Returns a socket that listens there.
+pub type WaitForAddress = Box<dyn FnOnce() -> io::Result<OwnedFd> + Send>;
+
 /// The daemon around the worker, as the routes see it. Both calls return before the operation is complete.
 pub trait Daemon: Send + Sync {
     /// Tells the daemon to stop.
@@ -113,8 +116,8 @@ pub struct Control {
     pub notifications: Arc<Notifications>,
     /// When this worker began to serve; nanoseconds since the epoch.
     pub serving_since_ns: i64,
-    /// Why a configured status page is not served.
-    pub page_trouble: Option<String>,
+    /// Why a configured status page is not served now.
+    pub page_trouble: Arc<Mutex<Option<String>>>,
     /// Why configured metrics are not served at their address now.
     pub metrics_trouble: Arc<Mutex<Option<String>>>,
 }

@@ -195,7 +195,7 @@ impl Control {
             PageAddress::Tcp(address) => format!("http://{address}/"),
             PageAddress::Unix(path) => path.display().to_string(),
         };
-        Some(Listener { listen, trouble: self.page_trouble.clone() })
+        Some(Listener { listen, trouble: self.page_trouble.lock().clone() })
     }
 
     /// The space of the store's filesystem. `full` means that writes that need space are refused.

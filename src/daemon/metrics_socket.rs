@@ -4,7 +4,8 @@
 //! What must hold: without metrics disks are served as with them.
 
 use crate::config::Config;
-use crate::control::metrics::listen::{MetricsSocket, WaitForAddress, listen};
+use crate::control::WaitForAddress;
+use crate::control::metrics::listen::{MetricsSocket, listen};
 use crate::sandbox::binder::Binder;
 
 /// Binds the address, when the configuration has one. The caller is the only thread.

@@ -1,5 +1,5 @@
 //! The listening socket of the status page. The supervisor binds it once: a confined worker could not, and it must not
-//! matter which worker serves.
+//! matter which worker serves. While another program has the TCP address, a helper process of the worker waits for it.
 //!
 //! What must hold: without the page disks are served as with it. So a socket that cannot be bound is a line in the log.
 
@@ -12,7 +12,9 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use crate::config::{Config, PageAddress};
+use crate::control::page::PageSocket;
 use crate::io::sys;
+use crate::sandbox::binder::Binder;
 
 /// Binds the socket, when the configuration has one. The caller is the only thread.
 pub fn listen(config: &Config) -> Option<OwnedFd> {
@@ -33,8 +35,21 @@ pub fn listen(config: &Config) -> Option<OwnedFd> {
                 listen = shown,
                 %error,
                 "cannot listen for the status page; disks are served without it; free the address or change [page] \
-                 listen, and restart the daemon"
+                 listen; plyfs tries a TCP address again, and needs a restart for a socket"
             );
+            None
+        }
+    }
+}
+
+/// What waits until another program frees the TCP address of the page, when the supervisor could not bind it. `None` for
+/// a Unix socket, whose path must be mended first. The caller is the only thread of a worker.
+pub fn wait(config: &Config) -> Option<PageSocket> {
+    let PageAddress::Tcp(address) = config.page.address().ok().flatten()? else { return None };
+    match Binder::start(move || TcpListener::bind(address).map(OwnedFd::from)) {
+        Ok(binder) => Some(PageSocket::Taken(Box::new(move || binder.wait()))),
+        Err(error) => {
+            tracing::error!(%error, %address, "cannot wait until the address of [page] listen is free; restart the daemon");
             None
         }
     }

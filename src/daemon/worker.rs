@@ -20,7 +20,7 @@ use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, S
 use super::keys::HelperSecrets;
 use super::retention::Retention;
 use super::upkeep::spawn_upkeep;
-use super::{descriptors, handover, home, kernel, metrics_socket};
+use super::{descriptors, handover, home, kernel, metrics_socket, page_socket};
 use crate::bases::Bases;
 use crate::bases::copies::Keeper;
 use crate::bases::hydrate::Hydrations;
@@ -29,9 +29,10 @@ use crate::bases::sources::{HostSources, OpenCache};
 use crate::cache::{Adoption, BlockCache};
 use crate::control::metrics::listen::MetricsSocket;
 use crate::control::notify::{self, Destination, Notifications};
+use crate::control::page::{self, PageSocket};
 use crate::control::report::{Report, reason};
 use crate::control::wire::Confinement;
-use crate::control::{self, Control, page};
+use crate::control::{self, Control};
 use crate::delta::Delta;
 use crate::disks::DiskJobs;
 use crate::events::{Event, Events, Kind};
@@ -253,6 +254,7 @@ struct WebAccess {
     secrets: HelperSecrets,
     /// Runs the operator's command for events.
     notifier: Option<NotifyHelper>,
+    page: Option<PageSocket>,
 }
 
 /// The parameters of `Activate`.
@@ -332,6 +334,7 @@ fn confine(start: &Start, live: Option<OwnedFd>) -> Result<Confined, String> {
             None => Arc::new(NoCredentials),
         },
         notifier,
+        page: start.page.is_none().then(|| page_socket::wait(config)).flatten(),
     };
     let window = fuse::kernel::window();
     let kernel_release = kernel::release();
@@ -415,7 +418,8 @@ fn serve(
         window,
         kernel_release,
     } = prepared;
-    let WebAccess { network, credentials, secrets, notifier: notify_helper } = web;
+    let WebAccess { network, credentials, secrets, notifier: notify_helper, page: waits } = web;
+    let page = page.map(PageSocket::Bound).or(waits);
     let events = Events::new();
     events.emit(Event::new(Kind::WorkerStarted));
     adopt(&cache, &activation.report);
@@ -527,9 +531,7 @@ fn serve(
         clients: Arc::default(),
         notifications: notifications.clone(),
         serving_since_ns: sys::now_ns(),
-        page_trouble: page.is_none().then(|| {
-            "the address could not be bound; free it or change [page] listen, and restart the daemon".into()
-        }),
+        page_trouble: Arc::new(Mutex::new(PageSocket::trouble(page.as_ref()))),
         metrics_trouble: Arc::new(Mutex::new(metrics.is_none().then(|| "see the daemon's log".into()))),
     };
     if let Some(socket) = metrics {
@@ -537,8 +539,8 @@ fn serve(
     }
     let supervisor = channel.clone();
     let drained = move || _ = supervisor.send(&FromWorker::Drained);
-    if let Some(listener) = page
-        && let Err(error) = page::spawn(control.clone(), listener)
+    if let Some(socket) = page
+        && let Err(error) = page::spawn(control.clone(), socket)
     {
         tracing::error!(%error, "cannot serve the status page; disks are served without it");
     }

@@ -204,6 +204,32 @@ fn each_worker_serves_the_page_and_the_metrics_at_the_same_address() {
     assert!(errors.iter().all(|line| !line.contains("ERROR")), "{errors:?}");
 }
 
+// Regression: the page was never served when its address was taken at the start of the daemon.
+#[test]
+fn the_page_is_served_once_its_address_is_free_and_the_status_says_why_not_before() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let daemon = configured(&format!("[page]\nlisten = \"{address}\"\n"));
+    let why = || daemon.status()["page"]["trouble"].as_str().map(ToOwned::to_owned);
+    let said = why().expect("a reason");
+    assert!(said.contains("[page] listen") && said.contains("tries again"), "{said}");
+    assert!(daemon.ok(&["status"]).contains(&format!("not served at http://{address}/: ")));
+    drop(taken);
+    until("the page", || (worker_of_page(address) == Some(i64::from(daemon.worker()))).then_some(()));
+    until("no trouble", || why().is_none().then_some(()));
+    // The next workers take it from those before.
+    daemon.prepared();
+    daemon.kill_worker();
+    until("the page of the next worker", || {
+        (worker_of_page(address) == Some(i64::from(daemon.worker()))).then_some(())
+    });
+    daemon.prepared();
+    daemon.ok(&["upgrade"]);
+    until("the page after the upgrade", || {
+        (worker_of_page(address) == Some(i64::from(daemon.worker()))).then_some(())
+    });
+}
+
 // Regression: a worker whose address for metrics was taken never served them.
 #[test]
 fn metrics_are_served_once_their_address_is_free_and_the_status_says_why_not_before() {

@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::MAKER;
-use crate::control::Control;
+use crate::control::{Control, WaitForAddress};
 use crate::io::priority;
 
 /// Most connections at a time. A further one is closed at once.
@@ -37,9 +37,6 @@ const BACKLOG: u32 = 16;
 const LONGEST_REQUEST: usize = 16 << 10;
 /// The pause after a connection could not be accepted, for want of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(500);
-
-/// Waits until the address is free. Returns a socket that listens there.
-pub type WaitForAddress = Box<dyn FnOnce() -> io::Result<OwnedFd> + Send>;
 
 enum Socket {
     /// It is bound and does not listen yet.

@@ -35,7 +35,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
 use super::error::{ApiError, Cause};
-use super::{Control, bases, disks, maps, no_such_method, no_such_resource, stats, status};
+use super::{Control, WaitForAddress, bases, disks, maps, no_such_method, no_such_resource, stats, status};
 use crate::config::PageAddress;
 use crate::io::priority;
 
@@ -95,6 +95,34 @@ enum Reach {
     Browsers,
     /// A Unix socket, which no browser opens by itself.
     Socket,
+}
+
+/// The socket of the page.
+pub enum PageSocket {
+    /// It listens.
+    Bound(OwnedFd),
+    /// Another program has its TCP address.
+    Taken(WaitForAddress),
+}
+
+impl PageSocket {
+    /// Why there is no page yet.
+    pub fn trouble(socket: Option<&Self>) -> Option<String> {
+        let what_now = match socket {
+            Some(Self::Bound(_)) => return None,
+            Some(Self::Taken(_)) => "plyfs tries again",
+            None => "then restart the daemon",
+        };
+        Some(format!("the address could not be bound; free it or change [page] listen; {what_now}"))
+    }
+
+    /// The socket that listens, once the address is free.
+    async fn get(self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Bound(socket) => Ok(socket),
+            Self::Taken(wait) => tokio::task::spawn_blocking(wait).await.map_err(io::Error::other)?,
+        }
+    }
 }
 
 /// The routes for data: those that change nothing, and open no disk.
@@ -171,30 +199,35 @@ async fn bounded(State(Work { room, longest }): State<Work>, request: Request, n
 ///
 /// # Errors
 /// When the thread or its runtime cannot be created.
-pub fn spawn(control: Control, listener: OwnedFd) -> io::Result<()> {
+pub fn spawn(control: Control, socket: PageSocket) -> io::Result<()> {
     let address = control.config.page.address().map_err(io::Error::other)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2 * REQUESTS)
         .thread_name("page")
         .build()?;
+    let trouble = control.page_trouble.clone();
     let data = routes(control);
+    let served = async move {
+        let listener = socket.get().await?;
+        if trouble.lock().take().is_some() {
+            tracing::info!("the status page is served now");
+        }
+        match address {
+            Some(PageAddress::Tcp(_)) => {
+                serve_tcp(listener, router(data, Reach::Browsers, LIMITS), LIMITS).await
+            }
+            Some(PageAddress::Unix(_)) => {
+                serve_unix(listener, router(data, Reach::Socket, LIMITS), LIMITS).await
+            }
+            None => Ok(()),
+        }
+    };
     let serve = move || {
         priority::background();
-        runtime.block_on(async {
-            let served = match address {
-                Some(PageAddress::Tcp(_)) => {
-                    serve_tcp(listener, router(data, Reach::Browsers, LIMITS), LIMITS).await
-                }
-                Some(PageAddress::Unix(_)) => {
-                    serve_unix(listener, router(data, Reach::Socket, LIMITS), LIMITS).await
-                }
-                None => Ok(()),
-            };
-            if let Err(error) = served {
-                tracing::error!(%error, "cannot serve the status page; disks are served without it");
-            }
-        });
+        if let Err(error) = runtime.block_on(served) {
+            tracing::error!(%error, "cannot serve the status page; disks are served without it");
+        }
     };
     std::thread::Builder::new().name("page".into()).spawn(serve).map(drop)
 }
