@@ -114,17 +114,25 @@ fn every_mutant_is_caught() {
         assert_eq!(control.concurrent_history(seed, None), Ok(()));
     }
     drop(guard);
-    let mut missed = Vec::new();
     // For the search of a first seed.
     let only = std::env::var("PLYFS_POWER_PROVE_ONLY").ok();
-    for fault in
-        ALL.into_iter().filter(|fault| only.as_ref().is_none_or(|only| format!("{fault:?}") == *only))
-    {
-        match find_violation(Some(fault), number("PLYFS_POWER_PROVE_CUTS", 60_000)) {
-            Some(message) => println!("{fault:?}: caught {message}"),
-            None => missed.push(fault),
+    let is_wanted = |fault: &Mutant| only.as_ref().is_none_or(|only| format!("{fault:?}") == *only);
+    let (faults, missed) = (Mutex::new(ALL.into_iter().filter(is_wanted)), Mutex::new(Vec::new()));
+    let next = || faults.lock().next();
+    // The switches are per thread.
+    std::thread::scope(|threads| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            threads.spawn(|| {
+                while let Some(fault) = next() {
+                    match find_violation(Some(fault), number("PLYFS_POWER_PROVE_CUTS", 60_000)) {
+                        Some(message) => println!("{fault:?}: caught {message}"),
+                        None => missed.lock().push(fault),
+                    }
+                }
+            });
         }
-    }
+    });
+    let missed = missed.into_inner();
     assert!(missed.is_empty(), "not caught: {missed:?}");
 }
 
