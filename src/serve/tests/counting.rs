@@ -83,12 +83,14 @@ fn the_bytes_of_reads_are_the_sum_of_their_origins_and_a_read_that_runs_again_co
     assert_eq!(origins(&fixture.sums(0)), [0; 5], "it is not answered yet");
     fixture.server.sends();
     assert!(done(&waiting).is_ok());
-    let fetched = 2 * 4096;
-    assert_eq!(origins(&fixture.sums(0)), [4096, 0, 0, 0, fetched]);
+    // When the first of the two blocks comes alone, the read runs again, and finds it in memory after that.
+    let [delta, zero, memory, disk, fetched] = origins(&fixture.sums(0));
+    assert_eq!((delta, zero, disk, memory + fetched), (4096, 0, 0, 2 * 4096));
+    assert!(fetched >= 4096, "{fetched}");
     // From memory now, with a part that was zeroed, up to the end of the disk.
     assert_eq!(fixture.allocate(0, SpaceChange::Discard, (0, 4096)), Ok(()));
     assert!(done(&fixture.read(fixture.any_call(), fixture.disk(0), 0, 3 * 4096)).is_ok());
-    assert_eq!(origins(&fixture.sums(0)), [8192, 4096, 4096, 0, fetched]);
+    assert_eq!(origins(&fixture.sums(0)), [8192, 4096, memory + 4096, 0, fetched]);
     let end = done(&fixture.read(fixture.any_call(), fixture.disk(0), SIZE as u64 - 100, 4096));
     assert_eq!(end.map(|bytes| bytes.len()), Ok(100));
     let sums = fixture.sums(0);
