@@ -126,7 +126,7 @@ fn records() {
         name: "vm-1".into(),
         name_seq: 9,
         unlinked: false,
-        backing: Some(Backing { base: 2, identity: identity(Some(Digest::Sha256([7; 32]))) }),
+        backing: Some(Backing { base: 2, identity: identity(Some(Digest::Sha256([7; 32]))).into() }),
         size: 8192,
         size_is_current: false,
         overlap: 5000,

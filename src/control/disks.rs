@@ -278,7 +278,7 @@ impl Control {
             job: self.disk_jobs.running(node),
             limits: limits::shown(&node.limits()),
             quota_used: node.quota_used(),
-            at_quota: node.limiter().quota.is_reached(),
+            at_quota: node.limiter().quota_if_set().is_some_and(|quota| quota.is_reached()),
             throttled: node.limiter().pace.waiting() as u64,
         }
     }
