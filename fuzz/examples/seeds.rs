@@ -126,7 +126,7 @@ fn records() {
         name: "vm-1".into(),
         name_seq: 9,
         unlinked: false,
-        backing: Some(Backing { base: 2, identity: identity(Some(Digest::Sha256([7; 32]))) }),
+        backing: Some(Backing { base: 2, identity: identity(Some(Digest::Sha256([7; 32]))).into() }),
         size: 8192,
         size_is_current: false,
         overlap: 5000,
@@ -213,7 +213,7 @@ fn records() {
     };
     let wrapped = |delta| WrappedKey { delta, wrapped: [delta as u8; WRAPPED] };
     let encrypted = |source: KeySource, keys: Vec<WrappedKey>| {
-        let encryption = Some(Encryption { source, salt: [8; SALT], keys });
+        let encryption = Some(Box::new(Encryption { source, salt: [8; SALT], keys }));
         let features = Features { encryption, ..Features::default() };
         DiskRecord { lineage: lineage.clone(), features, ..disk.clone() }.encode()
     };
@@ -236,10 +236,18 @@ fn records() {
     let rebase = rework(Purpose::Rebase { to: disk.backing.clone(), top: Some(5) });
     let flatten = rework(Purpose::Rebase { to: None, top: None });
     for (name, rework) in [("merge", &merge), ("rebase", &rebase), ("flatten", &flatten)] {
-        both("records", &format!("disk-{name}"), &layered(&|lineage| lineage.rework = Some(rework.clone())));
+        both(
+            "records",
+            &format!("disk-{name}"),
+            &layered(&|lineage| lineage.rework = Some(Box::new(rework.clone()))),
+        );
     }
     let too_far = Rework { done: 8193, ..merge };
-    both("records", "disk-merge-too-far", &layered(&|lineage| lineage.rework = Some(too_far.clone())));
+    both(
+        "records",
+        "disk-merge-too-far",
+        &layered(&|lineage| lineage.rework = Some(Box::new(too_far.clone()))),
+    );
     both("records", "disk-layer-2-63-bytes", &layered(&|lineage| lineage.layers[0].size = 1 << 63));
     both(
         "records",
@@ -263,7 +271,7 @@ fn records() {
         burst_ms: Some(30_000),
     };
     let mut limited = DiskRecord::decode(&layered(&|_| {})).expect("a sound record");
-    limited.features.limits = limits;
+    limited.features.limits = limits.boxed();
     let limited = limited.encode();
     let at = limited.len() - 4 - 60;
     both("records", "disk-limited", &limited);

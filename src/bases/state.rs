@@ -78,7 +78,7 @@ impl Bases {
 
     /// Number of disks that use a base.
     pub fn users(&self, base: &BaseNode) -> usize {
-        self.store.users().get(&base.id()).map_or(0, Vec::len)
+        self.store.user_counts().get(&base.id()).map_or(0, |count| *count as usize)
     }
 }
 

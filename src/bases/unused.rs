@@ -65,7 +65,7 @@ impl Bases {
     /// The bases that nothing needs and that are not pinned, the least recently used first. `is_open`: whether a client
     /// may have the base's own file open.
     pub fn unused(&self, is_open: &dyn Fn(&BaseNode) -> bool) -> Vec<UnusedBase> {
-        let users = self.store.users();
+        let users = self.store.user_counts();
         let is_unused = |base: &&Arc<BaseNode>| {
             !users.contains_key(&base.id())
                 && !base.options().pinned

@@ -565,7 +565,7 @@ impl Check<'_> {
                     backing.base,
                     base_path(backing.base)
                 ),
-                Some(base) if base.image.identity != backing.identity => {
+                Some(base) if base.image.identity != *backing.identity => {
                     format!(
                         "number {id} was created on another version of base {}; restore that version",
                         base.name

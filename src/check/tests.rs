@@ -256,7 +256,7 @@ fn invariant_5_a_replaced_disk_does_not_come_back_when_its_replacement_is_remove
 #[test]
 fn invariant_6_a_disk_without_its_version_of_the_base_is_reported() {
     let fixture = TestStore::new();
-    fixture.change("one", |r| r.backing.as_mut().unwrap().identity.size += 1);
+    fixture.change("one", |r| Arc::make_mut(&mut r.backing.as_mut().unwrap().identity).size += 1);
     fixture.assert_lasting(6, "another version of base b");
     let fixture = TestStore::new();
     fixture.change("one", |r| r.backing.as_mut().unwrap().base = 99);

@@ -174,8 +174,8 @@ pub(super) async fn add(
 )]
 pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Base>> {
     blocking(move || {
-        let users = c.store.users();
-        let count = |b: &BaseNode| users.get(&b.id()).map_or(0, Vec::len);
+        let users = c.store.user_counts();
+        let count = |b: &BaseNode| users.get(&b.id()).map_or(0, |count| *count as usize);
         let bases = c.store.bases();
         let findings = c.bases.examine(&bases);
         let trash = c.trash_of_bases();

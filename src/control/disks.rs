@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Query, State};
+use axum::response::Response;
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -16,7 +17,7 @@ use super::encryption::source_of;
 use super::idempotency::Key;
 use super::pool::JobKind;
 use super::wire::{CreateDisks, Disk, DiskState, Removed, Resize, rfc3339};
-use super::{Answer, ApiError, Cause, Control, Name, blocking, in_pool, limits};
+use super::{Answer, ApiError, Cause, Control, Name, blocking, in_pool, limits, listing};
 use crate::disk::DiskError;
 use crate::format::MAX_DISK_SIZE;
 use crate::io::sys;
@@ -32,8 +33,8 @@ use crate::store::{self, DiskNode, NewDisk, Origin, StoreError};
     operation_id = "list_disks",
     responses((status = 200, description = "Disks in the order of their numbers.", body = Vec<Disk>))
 )]
-pub(super) async fn list(State(c): State<Control>) -> Answer<Vec<Disk>> {
-    blocking(move || Ok(c.store.disks_after(0).iter().map(|d| c.listed(d)).collect())).await
+pub(super) async fn list(State(c): State<Control>) -> Result<Response, ApiError> {
+    listing::disks(c).await
 }
 
 /// Create disks
@@ -278,7 +279,7 @@ impl Control {
             job: self.disk_jobs.running(node),
             limits: limits::shown(&node.limits()),
             quota_used: node.quota_used(),
-            at_quota: node.limiter().quota.is_reached(),
+            at_quota: node.limiter().quota_if_set().is_some_and(|quota| quota.is_reached()),
             throttled: node.limiter().pace.waiting() as u64,
         }
     }

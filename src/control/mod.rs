@@ -20,6 +20,7 @@ mod idempotency;
 mod jobs;
 mod kept;
 mod limits;
+mod listing;
 mod maps;
 pub mod metrics;
 pub mod notify;

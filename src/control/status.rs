@@ -151,7 +151,7 @@ impl Control {
             caught_panics: guard::panics(),
             uptime_seconds: (sys::now_ns() - self.since_ns) / 1_000_000_000,
             bases: Some(self.store.bases().len() as u64),
-            disks: Some(self.store.disks_after(0).len() as u64),
+            disks: Some(self.store.disk_count() as u64),
             attached_disks: attached.len() as u64,
             disks_refusing_writes: self.refusing(&attached),
             unavailable_pools: self.store.unavailable_pools(),

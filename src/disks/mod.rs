@@ -142,7 +142,9 @@ impl DiskJobs {
 
     /// All jobs of this worker: of each disk the last one of each kind, in the order in which they began.
     pub fn jobs(&self) -> Vec<DiskJob> {
-        let disks = self.store.disks_after(0);
+        let numbers = self.jobs.lock().numbers();
+        let named = numbers.into_iter().filter_map(|number| self.store.disk_by_id(number));
+        let disks: Vec<_> = named.filter(|node| !node.is_unlinked()).collect();
         let table = self.jobs.lock();
         let of = |node: &Arc<DiskNode>| {
             What::ON_DISKS.map(|what| {

@@ -32,10 +32,10 @@ pub struct Trashed {
 pub struct Features {
     /// Of an unlinked disk: it is in the trash. Of a disk with a name: a rename is about to take the name.
     pub trash: Option<Trashed>,
-    /// The limits of the disk.
-    pub limits: Limits,
+    /// The limits of the disk, if it has some. Boxed, as the encryption is: a store lists many disks, and few have any.
+    pub limits: Option<Box<Limits>>,
     /// How the disk is encrypted, if it is.
-    pub encryption: Option<Encryption>,
+    pub encryption: Option<Box<Encryption>>,
     /// Of each delta that lies in another pool than the default one: its number, and the number of its pool. By number.
     pub pools: Vec<(u64, u64)>,
 }
@@ -79,6 +79,11 @@ impl Features {
         *self == Self::default() && lineage.rework.is_none()
     }
 
+    /// The limits of the disk, which may be none.
+    pub fn limits(&self) -> Limits {
+        self.limits.as_deref().copied().unwrap_or_default()
+    }
+
     /// Adds the key of a new delta.
     pub fn add_key(&mut self, key: Option<WrappedKey>) {
         if let (Some(encryption), Some(key)) = (&mut self.encryption, key)
@@ -95,9 +100,9 @@ impl Features {
             w.i64(removed_ns).i64(purge_ns);
             fields.push((TRASH, w.finish()));
         }
-        if self.limits != Limits::default() {
+        if let Some(limits) = &self.limits {
             let mut w = Writer::new();
-            self.limits.put(&mut w);
+            limits.put(&mut w);
             fields.push((LIMITS, w.finish()));
         }
         fields.extend(self.encryption.as_ref().map(|known| (ENCRYPTION, known.encode())));
@@ -116,10 +121,10 @@ impl Features {
     fn set(&mut self, lineage: &mut Lineage, tag: u16, r: &mut Reader<'_>) -> Result<(), FormatError> {
         match tag {
             TRASH => self.trash = Some(Trashed { removed_ns: r.i64()?, purge_ns: r.i64()? }),
-            LIMITS => self.limits = Limits::get(r)?,
-            ENCRYPTION => self.encryption = Some(Encryption::decode(r)?),
+            LIMITS => self.limits = Limits::get(r)?.boxed(),
+            ENCRYPTION => self.encryption = Some(Box::new(Encryption::decode(r)?)),
             POOLS => self.pools = get_pools(r)?,
-            REWORK => lineage.rework = Some(Rework::get(r)?),
+            REWORK => lineage.rework = Some(Box::new(Rework::get(r)?)),
             _ => return Err(r.newer(format!("field {tag} is not known; use a newer plyfs"))),
         }
         Ok(())

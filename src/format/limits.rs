@@ -53,6 +53,11 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// As a record holds them: `None` when there are none.
+    pub fn boxed(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
+    }
+
     /// What is wrong with the limits, and the remedy; `None` when they can be kept.
     pub fn problem(&self) -> Option<String> {
         let out_of = |what: &str, value: Option<u64>, least: u64, most: u64| {

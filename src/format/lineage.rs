@@ -85,8 +85,8 @@ pub struct Lineage {
     pub rolled_back: Option<Token>,
     /// Whether a copy showed what lies below: the overlap may grow in a map file.
     pub rises: bool,
-    /// The layer that is being made. A field of its own in the record.
-    pub rework: Option<Rework>,
+    /// The layer that is being made. A field of its own in the record. Few disks have one, and it is large.
+    pub rework: Option<Box<Rework>>,
 }
 
 impl Lineage {

@@ -1,5 +1,7 @@
 //! The store's superblock and the records of bases and disks.
 
+use std::sync::Arc;
+
 use super::codec::{ENVELOPE_HEAD, Envelope, FormatError, Reader, Writer};
 use super::features::{Features, get_fields, put_fields};
 pub use super::file_proof::FileProof;
@@ -7,6 +9,7 @@ use super::file_proof::{get_proofs, put_proofs};
 pub use super::identity::{BaseIdentity, Digest, ImageData, Validator};
 use super::lineage::Lineage;
 pub use super::options::{BaseOptions, KeptCopies, Strictness};
+use super::rework::Purpose;
 use super::{MAX_DISK_SIZE, MAX_NUMBER, valid_name};
 
 const SUPERBLOCK: Envelope = Envelope { magic: *b"PLYSTORE", version: 1, structure: "superblock" };
@@ -168,8 +171,8 @@ pub struct BaseRecord {
 pub struct Backing {
     /// Number of the base.
     pub base: u64,
-    /// The base's identity when the disk was made.
-    pub identity: BaseIdentity,
+    /// The base's identity when the disk was made. Disks on one base share it.
+    pub identity: Arc<BaseIdentity>,
 }
 
 /// The map file of a disk.
@@ -497,6 +500,16 @@ pub struct Salvage {
 }
 
 impl DiskRecord {
+    /// Numbers of the bases that it needs: its own, and the one that it is being put on.
+    pub fn bases(&self) -> impl Iterator<Item = u64> {
+        let next = match self.lineage.rework.as_ref().map(|rework| &rework.purpose) {
+            Some(Purpose::Rebase { to: Some(backing), .. }) => Some(backing.base),
+            _ => None,
+        };
+        let own = self.backing.as_ref().map(|backing| backing.base);
+        own.into_iter().chain(next.filter(move |next| own != Some(*next)))
+    }
+
     /// Whether it lost its name, and cannot have one again: its files are to be removed.
     pub fn is_removed(&self) -> bool {
         self.unlinked && self.features.trash.is_none()
@@ -573,7 +586,10 @@ impl DiskRecord {
         };
         let backing = match r.u8()? {
             0 => None,
-            1 => Some(Backing { base: get_count(&mut r)?, identity: BaseIdentity::get(&mut r, version)? }),
+            1 => {
+                let base = get_count(&mut r)?;
+                Some(Backing { base, identity: Arc::new(BaseIdentity::get(&mut r, version)?) })
+            }
             other => return Err(r.bad(format!("backing type {other} is not known"))),
         };
         let (size, overlap) = (get_size(&mut r)?, get_size(&mut r)?);

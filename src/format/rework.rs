@@ -3,6 +3,8 @@
 //!
 //! What must hold: nothing stands on it before it is complete, so that it can be dropped at any time.
 
+use std::sync::Arc;
+
 use super::MAX_NUMBER;
 use super::codec::{FormatError, Reader, Writer};
 use super::identity::BaseIdentity;
@@ -72,7 +74,10 @@ impl Rework {
                 let top = Some(get_number(r)?).filter(|top| *top != 0);
                 let to = match r.u8()? {
                     0 => None,
-                    1 => Some(Backing { base: get_number(r)?, identity: BaseIdentity::get(r, 2)? }),
+                    1 => {
+                        let base = get_number(r)?;
+                        Some(Backing { base, identity: Arc::new(BaseIdentity::get(r, 2)?) })
+                    }
                     other => return Err(r.bad(format!("base flag of a new layer is {other}"))),
                 };
                 Purpose::Rebase { to, top }

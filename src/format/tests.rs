@@ -44,7 +44,7 @@ fn disk() -> DiskRecord {
         name: "vm-1".into(),
         name_seq: 9,
         unlinked: false,
-        backing: Some(Backing { base: 2, identity: identity() }),
+        backing: Some(Backing { base: 2, identity: identity().into() }),
         size: 8192,
         size_is_current: false,
         overlap: 5000,
@@ -116,7 +116,7 @@ fn reworked_disks() -> [DiskRecord; 3] {
             modified_ns: 15,
             map: MapRoot { generation: 1, floor: 256 },
         };
-        disk.lineage.rework = Some(Rework { purpose, layer, done: 4096, rate: 1 << 20 });
+        disk.lineage.rework = Some(Box::new(Rework { purpose, layer, done: 4096, rate: 1 << 20 }));
         disk
     })
 }
@@ -222,7 +222,7 @@ fn claimed_disk() -> DiskRecord {
 }
 
 fn far_disk() -> DiskRecord {
-    DiskRecord { backing: Some(Backing { base: 2, identity: far_base().image.identity }), ..disk() }
+    DiskRecord { backing: Some(Backing { base: 2, identity: far_base().image.identity.into() }), ..disk() }
 }
 
 /// A disk that needs version 3.

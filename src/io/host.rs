@@ -61,6 +61,11 @@ fn close_later(file: File) {
     }
 }
 
+fn stamp_of(meta: &fs::Metadata) -> Stamp {
+    let changed_ns = meta.ctime().wrapping_mul(1_000_000_000).wrapping_add(meta.ctime_nsec());
+    Stamp { inode: meta.ino(), changed_ns, len: meta.len() }
+}
+
 impl Medium for HostMedium {
     fn open(&self, name: &str, how: Open) -> io::Result<Arc<dyn MediumFile>> {
         let mut options = OpenOptions::new();
@@ -95,9 +100,7 @@ impl Medium for HostMedium {
         File::open(self.base.join(dir))?.sync_all()
     }
     fn stamp(&self, name: &str) -> io::Result<Option<Stamp>> {
-        let meta = fs::symlink_metadata(self.base.join(name))?;
-        let changed_ns = meta.ctime().wrapping_mul(1_000_000_000).wrapping_add(meta.ctime_nsec());
-        Ok(Some(Stamp { inode: meta.ino(), changed_ns, len: meta.len() }))
+        Ok(Some(stamp_of(&fs::symlink_metadata(self.base.join(name))?)))
     }
     fn allocated(&self, name: &str) -> io::Result<Option<u64>> {
         match fs::symlink_metadata(self.base.join(name)) {
@@ -110,6 +113,14 @@ impl Medium for HostMedium {
         fs::read_dir(self.base.join(dir))?
             .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
             .collect()
+    }
+    fn list_stamped(&self, dir: &str) -> io::Result<Vec<(String, Option<Stamp>)>> {
+        let with_stamp = |entry: fs::DirEntry| {
+            // By the descriptor of the directory: its path is not walked for each of many files.
+            let stamp = entry.metadata().ok().map(|meta| stamp_of(&meta));
+            (entry.file_name().to_string_lossy().into_owned(), stamp)
+        };
+        fs::read_dir(self.base.join(dir))?.map(|entry| Ok(with_stamp(entry?))).collect()
     }
     fn make_dir(&self, dir: &str) -> io::Result<()> {
         match fs::DirBuilder::new().mode(0o700).create(self.base.join(dir)) {

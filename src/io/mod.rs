@@ -70,6 +70,14 @@ pub trait Medium: Send + Sync {
     }
     /// Names of the files in a directory.
     fn list(&self, dir: &str) -> io::Result<Vec<String>>;
+    /// As [`list`](Self::list), with the stamps of the files as far as there are some.
+    fn list_stamped(&self, dir: &str) -> io::Result<Vec<(String, Option<Stamp>)>> {
+        let with_stamp = |name: String| {
+            let stamp = self.stamp(&format!("{dir}/{name}")).ok().flatten();
+            (name, stamp)
+        };
+        Ok(self.list(dir)?.into_iter().map(with_stamp).collect())
+    }
     /// Creates a directory with mode 0700, unless it exists.
     fn make_dir(&self, dir: &str) -> io::Result<()>;
     /// Whether the files are in memory, so that writing to them never waits.

@@ -68,6 +68,13 @@ pub(crate) mod counted {
         BYTES.set(BYTES.get() - size as isize);
     }
 
+    /// Runs `work`, and returns its result with the bytes that it has allocated and not freed.
+    pub(crate) fn left_by<T>(work: impl FnOnce() -> T) -> (T, usize) {
+        let before = BYTES.get();
+        let done = work();
+        (done, (BYTES.get() - before).unsigned_abs())
+    }
+
     /// Runs `work`, and returns its result with the most bytes that it had allocated at a time.
     pub(crate) fn most_of<T>(work: impl FnOnce() -> T) -> (T, usize) {
         let before = BYTES.get();

@@ -30,6 +30,11 @@ impl Table {
         self.of_bases.get(&base)?.iter().find(|job| job.what() == what)
     }
 
+    /// The bases or disks that have jobs.
+    pub fn numbers(&self) -> Vec<u64> {
+        self.of_bases.keys().copied().collect()
+    }
+
     /// Adds a job that begins. It replaces the one of the same kind.
     pub fn insert(&mut self, base: u64, job: Arc<Job>) {
         let jobs = self.of_bases.entry(base).or_default();

@@ -9,7 +9,7 @@ mod quota;
 #[cfg(test)]
 mod tests;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::Instant;
 
 pub use pace::{Cost, Entered, Pace, Turn, exceeded};
@@ -27,7 +27,8 @@ pub fn now() -> i64 {
 #[derive(Default)]
 pub struct Limiter {
     pub pace: Pace,
-    pub quota: std::sync::Arc<Quota>,
+    /// Made at the first use: most disks of a large store have no quota and are not attached.
+    quota: OnceLock<Arc<Quota>>,
 }
 
 impl Limiter {
@@ -41,6 +42,18 @@ impl Limiter {
     /// Puts other limits in force. Requests that wait go by them after [`Pace::run_due`].
     pub fn set(&self, limits: &Limits) {
         self.pace.set(limits, now());
-        self.quota.set_limit(limits.quota);
+        if limits.quota.is_some() || self.quota.get().is_some() {
+            self.quota().set_limit(limits.quota);
+        }
+    }
+
+    /// The quota, which may be none.
+    pub fn quota(&self) -> &Arc<Quota> {
+        self.quota.get_or_init(Arc::default)
+    }
+
+    /// The quota, when the disk has one.
+    pub fn quota_if_set(&self) -> Option<&Arc<Quota>> {
+        self.quota.get().filter(|quota| quota.is_set())
     }
 }

@@ -7,11 +7,11 @@
 //! plain numbers under the lock of the queues, and no atomics. The holder of the lock waits for nothing.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::bucket::Bucket;
 use crate::format::limits::{Limits, Rates};
@@ -88,7 +88,8 @@ pub(super) struct State {
 #[derive(Default)]
 pub struct Pace {
     is_limited: AtomicBool,
-    pub(super) state: Mutex<State>,
+    /// Made at the first limit: most disks of a large store have none.
+    state: OnceLock<Box<Mutex<State>>>,
     /// Requests that passed without tokens, because too many waited.
     surplus: AtomicU64,
 }
@@ -143,6 +144,10 @@ impl State {
 }
 
 impl Pace {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.get_or_init(Box::default).lock()
+    }
+
     /// Whether the disk has limits of requests or bytes.
     pub fn is_limited(&self) -> bool {
         self.is_limited.load(Ordering::Relaxed)
@@ -153,7 +158,7 @@ impl Pace {
         if !self.is_limited() {
             return true;
         }
-        let mut state = self.state.lock();
+        let mut state = self.state();
         let now = now();
         let passes = state.may_pass(cost, now);
         if passes {
@@ -170,7 +175,7 @@ impl Pace {
         now: impl FnOnce() -> i64,
         turn: impl FnOnce() -> Option<Arc<dyn Turn>>,
     ) -> Entered {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         let now = now();
         if state.may_pass(cost, now) {
             state.take(cost, now);
@@ -197,7 +202,7 @@ impl Pace {
     /// Takes the requests whose turn has come, and says when to call again. `at` is the time for which this call was
     /// planned; another call has taken its place when it is not the planned one any more. `None`: at any time.
     pub fn run_due(&self, at: Option<i64>, now: i64) -> (Vec<Arc<dyn Turn>>, Option<i64>) {
-        let mut state = self.state.lock();
+        let mut state = self.state();
         if at.is_some() && at != state.due {
             return (Vec::new(), None);
         }
@@ -221,13 +226,17 @@ impl Pace {
 
     /// Takes all requests that wait, without tokens: the worker is about to end.
     pub fn take_all(&self) -> Vec<Arc<dyn Turn>> {
-        let mut state = self.state.lock();
+        let Some(state) = self.state.get() else { return Vec::new() };
+        let mut state = state.lock();
         state.due = None;
         state.queues.iter_mut().flat_map(std::mem::take).map(|(_, turn)| turn).collect()
     }
 
     /// Puts other limits in force. The caller calls [`run_due`](Self::run_due) then.
     pub fn set(&self, limits: &Limits, now: i64) {
+        if limits.iops.is_none() && limits.bandwidth.is_none() && self.state.get().is_none() {
+            return;
+        }
         let burst = limits.burst_ms.map_or(DEFAULT_BURST, |ms| Duration::from_millis(ms.into()));
         let burst_ns = i64::try_from(burst.as_nanos()).unwrap_or(i64::MAX);
         let set = |buckets: &mut [Option<Bucket>; 3], rates: &Rates| {
@@ -238,7 +247,7 @@ impl Pace {
                 });
             }
         };
-        let mut state = self.state.lock();
+        let mut state = self.state();
         set(&mut state.iops, &limits.iops);
         set(&mut state.bytes, &limits.bandwidth);
         self.is_limited.store(!limits.iops.is_none() || !limits.bandwidth.is_none(), Ordering::Relaxed);
@@ -246,7 +255,8 @@ impl Pace {
 
     /// Requests that wait for their turn now.
     pub fn waiting(&self) -> usize {
-        let state = self.state.lock();
+        let Some(state) = self.state.get() else { return 0 };
+        let state = state.lock();
         state.queues.iter().flatten().filter(|(_, turn)| !turn.is_over()).count()
     }
 

@@ -61,7 +61,7 @@ fn a_disk_without_limits_asks_no_clock() {
     let pace = Pace::default();
     assert!(!pace.is_limited());
     assert!(pace.passes(Cost::Read(1 << 40), || panic!("no clock is needed")));
-    assert!(!Limiter::of(&Limits::default()).quota.is_set());
+    assert!(!Limiter::of(&Limits::default()).quota().is_set());
 }
 
 #[test]
@@ -132,7 +132,7 @@ fn a_reader_that_always_comes_first_does_not_starve_writes() {
     assert!(!enter(&pace, Cost::Read(0), SECOND / 10));
     let (ready, _) = pace.run_due(None, SECOND / 10);
     assert_eq!(ready.len(), 1);
-    let left = pace.state.lock().queues.each_ref().map(std::collections::VecDeque::len);
+    let left = pace.state().queues.each_ref().map(std::collections::VecDeque::len);
     assert!(left == [1, 0] || left == [0, 1], "{left:?}");
 }
 
@@ -151,7 +151,7 @@ fn reads_and_writes_that_wait_take_turns() {
         }
     }
     assert_eq!(turns_until(&pace, due, SECOND), 10);
-    let state = pace.state.lock();
+    let state = pace.state();
     let left: Vec<usize> = state.queues.iter().map(std::collections::VecDeque::len).collect();
     assert_eq!(left, [5, 5]);
 }
@@ -208,7 +208,7 @@ fn requests_that_wait_go_by_new_limits_at_once() {
 fn a_plan_that_another_one_replaced_does_nothing() {
     let pace = pace(&limits(of_all(1), Rates::default(), 1));
     assert!(enter(&pace, Cost::Write(0), 0) && !enter(&pace, Cost::Write(0), 0));
-    let due = pace.state.lock().due;
+    let due = pace.state().due;
     assert!(pace.run_due(Some(5), 5).1.is_none());
     assert_eq!(pace.run_due(due, 2 * SECOND).0.len(), 1);
 }

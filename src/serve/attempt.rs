@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::error::Stop;
 use super::guard::guarded;
 use super::measure::Wait;
-use super::pool::Lane;
+use super::pool::{Lane, Permit};
 use super::runner::Runner;
 use super::waiting::{Call, Cancel, Ticket};
 use super::{Errno, Target, log};
@@ -216,7 +216,7 @@ impl<T: Send + 'static> PendingRequest<T> {
             Place::BaseLane => this.spawn_in_base(runner),
             Place::DiskLane => this.spawn(runner, Files::Barred),
             Place::CallingThread => match runner.pool.try_inline_for(this.origin.lane, this.origin.moves) {
-                Some(_permit) => this.run(runner, Files::Barred),
+                Some(permit) => this.run_with(runner, Files::Barred, Some(permit)),
                 None => this.spawn(runner, Files::Barred),
             },
         }
@@ -279,6 +279,11 @@ impl<T: Send + 'static> PendingRequest<T> {
 
     /// Runs the request once, and handles the result.
     fn run(self: Arc<Self>, runner: &Arc<Runner>, files: Files) {
+        self.run_with(runner, files, None);
+    }
+
+    /// As [`run`](Self::run), on a thread of a frontend that holds a permit to wait for the store.
+    fn run_with(self: Arc<Self>, runner: &Arc<Runner>, files: Files, permit: Option<Permit>) {
         // A signal may have ended the request.
         let Some(mut tries) = self.state.lock().tries.take() else { return };
         let mut files = files;
@@ -314,6 +319,8 @@ impl<T: Send + 'static> PendingRequest<T> {
         };
         // The end of the daemon does not wait for what follows: the kernel sends the request again to the next worker.
         drop(gate);
+        // Nor does the answer to a change wait for the store. The answer to a read moves its bytes.
+        let _permit = permit.filter(|_| self.kind == Kind::Reads);
         match done {
             Ok(done) => self.answer(Ok(done)),
             Err(Stop::Errno(errno)) => self.answer(Err(errno)),

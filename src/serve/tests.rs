@@ -3,6 +3,7 @@
 
 mod copying;
 mod counting;
+mod inline;
 mod pacing;
 
 use std::io;

@@ -99,6 +99,9 @@ impl Service {
         let Some(inside) = self.runner.gate.enter() else { return answer(Err(Errno::EIO)) };
         let write = || write_now(&node, request, data).and_then(|()| sync_now(&node, request));
         let (done, wanted) = without_files(|| guarded(write));
+        // An answer waits for nothing, and the next request of a client comes before the call that answers returns: with the
+        // permit still taken, another thread would write it, from a copy.
+        let permit = permit.filter(|_| matches!(done, Err(Stop::Wait(_))));
         match done {
             Ok(()) => answer(Ok(())),
             Err(Stop::Errno(errno)) => answer(Err(errno)),
@@ -111,7 +114,7 @@ impl Service {
                 {
                     return answer(Err(stop.errno()));
                 }
-                drop(inside);
+                drop((inside, permit));
                 let parts = Parts { len: data.len(), pending: Mutex::new(Pending::Ends(ends)) };
                 let attempt = self.write_of_parts(call, disk, request, parts, answer);
                 match wanted {

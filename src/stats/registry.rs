@@ -32,6 +32,26 @@ pub struct Counted {
     pub sums: Sums,
 }
 
+/// The counters of one disk or base, to be read.
+struct Live {
+    id: u64,
+    series: Series,
+    cells: Arc<Cells>,
+}
+
+impl Live {
+    fn counted(self) -> Counted {
+        Counted { id: self.id, series: self.series, sums: self.cells.sums() }
+    }
+}
+
+/// A moment of a registry.
+struct Snapshot {
+    live: Vec<Live>,
+    removed: Sums,
+    removed_others: Sums,
+}
+
 pub(super) struct Shared(Mutex<State>);
 
 struct State {
@@ -71,34 +91,39 @@ impl Registry {
 
     /// The counters of all that were used and not removed, by number.
     pub fn all(&self) -> Vec<Counted> {
-        let state = self.0.0.lock();
-        let counted = |(id, (cells, series)): (&u64, &(Arc<Cells>, Series))| Counted {
-            id: *id,
-            series: *series,
-            sums: cells.sums(),
-        };
-        state.live.iter().map(counted).collect()
+        self.snapshot().live.into_iter().map(Live::counted).collect()
     }
 
     /// The counters of those that have series of their own, by number.
     pub fn own(&self) -> Vec<Counted> {
-        let state = self.0.0.lock();
-        let own = state.live.iter().filter(|(_, (_, series))| *series == Series::Own);
-        own.map(|(id, (cells, series))| Counted { id: *id, series: *series, sums: cells.sums() }).collect()
+        let live = self.snapshot().live.into_iter();
+        live.filter(|live| live.series == Series::Own).map(Live::counted).collect()
     }
 
     /// The sums of all, and of those that have no series of their own. Both include what was removed.
     pub fn totals(&self) -> (Sums, Sums) {
-        let state = self.0.0.lock();
-        let (mut all, mut others) = (state.removed.clone(), state.removed_others.clone());
-        for (cells, series) in state.live.values() {
+        let Snapshot { live, removed: mut all, removed_others: mut others } = self.snapshot();
+        for Live { cells, series, .. } in live {
             let sums = cells.sums();
             all.join(&sums);
-            if *series == Series::Other {
+            if series == Series::Other {
                 others.join(&sums);
             }
         }
         (all, others)
+    }
+
+    /// The cells of all. They are read outside of the lock, for which the first request of each disk waits. One that is
+    /// removed meanwhile is not in the sums of the removed ones yet, so each counts once.
+    fn snapshot(&self) -> Snapshot {
+        let state = self.0.0.lock();
+        let live = state.live.iter().map(|(id, (cells, series))| Live {
+            id: *id,
+            series: *series,
+            cells: cells.clone(),
+        });
+        let (removed, removed_others) = (state.removed.clone(), state.removed_others.clone());
+        Snapshot { live: live.collect(), removed, removed_others }
     }
 }
 

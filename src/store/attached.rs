@@ -114,7 +114,7 @@ impl Store {
         }
         self.remove_dropped_in(pool, now);
         if pool == DEFAULT {
-            self.count_quotas();
+            self.count_changed_quotas();
             self.close_idle_snapshots();
         }
     }

@@ -12,7 +12,9 @@ use crate::base::{Base, Layer};
 use crate::cache::BlockCache;
 use crate::events::{Events, Traffic};
 use crate::format::layout;
-use crate::format::record::{BaseOptions, BaseRecord, FileProof, ImageFile, ImageFormat, Moved};
+use crate::format::record::{
+    Backing, BaseIdentity, BaseOptions, BaseRecord, FileProof, ImageFile, ImageFormat, Moved,
+};
 use crate::image::{self, Chain};
 use crate::io::{Medium, replace};
 use crate::mutant::Mutant;
@@ -92,6 +94,8 @@ struct AttachState {
 /// One base of a store.
 pub struct BaseNode {
     record: BaseRecord,
+    /// Shared by the records of its disks.
+    identity: Arc<BaseIdentity>,
     options: RwLock<BaseOptions>,
     /// Taken inside `options`.
     moved: RwLock<Vec<Moved>>,
@@ -121,8 +125,10 @@ impl BaseNode {
         stats: Registry,
     ) -> Self {
         let (options, moved) = (RwLock::new(record.options), RwLock::new(record.moved.clone()));
+        let identity = Arc::new(record.image.identity.clone());
         Self {
             record,
+            identity,
             options,
             moved,
             medium,
@@ -162,6 +168,11 @@ impl BaseNode {
     /// Its number.
     pub fn id(&self) -> u64 {
         self.record.id
+    }
+
+    /// How the record of a disk on it names it.
+    pub(super) fn backing(&self) -> Backing {
+        Backing { base: self.record.id, identity: self.identity.clone() }
     }
 
     /// The record as registered. Options and URLs may have changed since ([`BaseNode::options`],

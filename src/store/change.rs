@@ -203,6 +203,7 @@ impl Store {
     /// Lists new disks. Lookups of other disks go on in between.
     fn admit(&self, nodes: &[Arc<DiskNode>]) {
         for part in nodes.chunks(AT_A_TIME) {
+            part.iter().for_each(|node| node.note_in_index());
             let named: Vec<_> = part.iter().map(|node| (node.name(), node.clone())).collect();
             let mut names = self.names.write();
             for (name, node) in named {
@@ -299,16 +300,15 @@ impl Store {
                 encryption.add_new(id, "new disks")?;
             }
             let Fork { backing, overlap, lineage } = fork.unwrap_or_else(|| {
-                let identity = |base: &Arc<BaseNode>| base.record().image.identity.clone();
-                let backing = base.as_ref().map(|base| Backing { base: base.id(), identity: identity(base) });
+                let backing = base.as_ref().map(|base| base.backing());
                 let overlap = base.as_ref().map_or(0, |base| base.record().size());
                 Fork { backing, overlap, lineage: Lineage::of(id) }
             });
             self.pools.place(id, pool);
             let lineage = Lineage { delta: id, ..lineage };
             let pools = self.pools.listed_in(&lineage);
-            let recorded = encryption.as_ref().map(NewEncryption::record);
-            let features = Features { trash: None, limits: new.limits, encryption: recorded, pools };
+            let recorded = encryption.as_ref().map(|new| Box::new(new.record()));
+            let features = Features { trash: None, limits: new.limits.boxed(), encryption: recorded, pools };
             let record = DiskRecord {
                 id,
                 name: new.name,
@@ -521,6 +521,7 @@ impl Store {
         };
         purge().map_err(StoreError::io(object, "removing its files"))?;
         self.names.write().disks.remove(&id);
+        self.context.index.forget(&node.record());
         if frees_layers {
             self.count_quotas();
         }

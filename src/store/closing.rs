@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::records::RecordKind;
 use super::{DiskNode, Store, StoreError, records};
 use crate::format::layout::{self, DeltaFile};
 use crate::io::Medium;
@@ -61,7 +62,8 @@ impl Store {
         // A record's write that failed may have left its file where the storage failed to remove it too.
         let mut kept = self.unavailable.files();
         kept.extend(doubtful.iter().map(|disk| layout::disk_path(*disk)));
-        records::remove_unfinished(&*self.medium, &kept);
+        let unfinished = [RecordKind::Base, RecordKind::Disk].map(|kind| kind.unfinished(&*self.medium));
+        records::remove_unfinished(&*self.medium, unfinished.concat(), &kept);
         // No later change of a record comes.
         self.write_names(i64::MAX);
         self.write_uses();

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::change::{Draft, Fork};
+use super::index::Has;
 use super::node::Moment;
 use super::{DiskNode, NewDisk, Store, StoreError, check_name};
 use crate::delta::Delta;
@@ -288,7 +289,7 @@ impl Store {
     pub(super) fn needed_by_none(&self, node: &DiskNode, numbers: Vec<u64>) -> Vec<u64> {
         let mut left: HashSet<u64> = numbers.iter().copied().collect();
         if !left.is_empty() && !Mutant::SharedLayerRemoved.is_active() {
-            let others = self.all_disks();
+            let others = self.disks_with(Has::Lineage);
             for other in others.iter().filter(|other| other.id() != node.id() && !other.is_retired()) {
                 other.each_delta(|delta| {
                     left.remove(&delta);
@@ -325,7 +326,7 @@ impl Store {
     /// How many other disks need each of the layers of a disk, by the layer's number.
     pub fn layer_uses(&self, node: &DiskNode) -> HashMap<u64, u64> {
         let own: HashSet<u64> = node.lineage().layers.iter().map(|layer| layer.number).collect();
-        let others = self.all_disks();
+        let others = self.disks_with(Has::Lineage);
         let mut uses = HashMap::new();
         for other in others.iter().filter(|other| other.id() != node.id()) {
             other.each_delta(|delta| {
@@ -391,15 +392,16 @@ impl Store {
 
     /// As [`Store::remove_dropped_at`], of the disks in one pool.
     pub(super) fn remove_dropped_in(&self, pool: u64, now: Instant) {
-        let disks = self.all_disks();
+        let disks = self.disks_with(Has::Dropped);
         let is_due = |disk: &Arc<DiskNode>| {
-            disk.has_dropped() && self.pool_of(disk) == pool && disk.removal_retry.is_due(now)
+            disk.has_dropped() && self.pool_of(disk) == pool && disk.rare().removal_retry.is_due(now)
         };
         for disk in disks.iter().filter(|disk| is_due(disk)) {
+            let retry = &disk.rare().removal_retry;
             match self.remove_dropped(disk) {
-                Ok(()) => disk.removal_retry.succeeded(),
+                Ok(()) => retry.succeeded(),
                 Err(error) => {
-                    let pause = disk.removal_retry.failed(now).as_secs();
+                    let pause = retry.failed(now).as_secs();
                     tracing::warn!(%error, "files that nothing needs cannot be removed; it is tried again in {pause} s");
                 }
             }

@@ -36,7 +36,8 @@ pub(super) struct KnownName {
 /// The list as it is in the file, and when it is compared with the records again.
 #[derive(Debug)]
 pub(super) struct NameList {
-    written: Option<HashMap<(bool, u64), NameEntry>>,
+    /// In the order of [`key`]. A vector, because there is an entry for each of many disks.
+    written: Option<Vec<NameEntry>>,
     next: Instant,
 }
 
@@ -46,11 +47,18 @@ impl Default for NameList {
     }
 }
 
-fn read(medium: &dyn Medium) -> HashMap<(bool, u64), NameEntry> {
+/// The order of the list: disks, then bases, by number.
+fn key(entry: &NameEntry) -> (bool, u64) {
+    (entry.is_base, entry.number)
+}
+
+fn read(medium: &dyn Medium) -> Vec<NameEntry> {
     let bytes = medium.open(NAMES, Open::Existing).and_then(|file| read_whole(&*file, LONGEST_NAME_LIST));
     // A list that is missing or damaged says nothing.
-    let entries = bytes.ok().and_then(|bytes| decode(&bytes).ok()).unwrap_or_default();
-    entries.into_iter().map(|entry| ((entry.is_base, entry.number), entry)).collect()
+    let mut entries = bytes.ok().and_then(|bytes| decode(&bytes).ok()).unwrap_or_default();
+    entries.sort_by_key(key);
+    entries.dedup_by_key(|entry| key(entry));
+    entries
 }
 
 fn is_of(entry: &NameEntry, stamp: Stamp) -> bool {
@@ -62,9 +70,10 @@ pub(super) fn find(
     medium: &dyn Medium,
     unread: &[(RecordKind, u64)],
 ) -> HashMap<(RecordKind, u64), KnownName> {
-    let list = if unread.is_empty() { HashMap::new() } else { read(medium) };
+    let list = if unread.is_empty() { Vec::new() } else { read(medium) };
     let known = |(kind, number): &(RecordKind, u64)| {
-        let entry = list.get(&(*kind == RecordKind::Base, *number))?;
+        let place = list.binary_search_by_key(&(*kind == RecordKind::Base, *number), key).ok()?;
+        let entry = list.get(place)?;
         let stamp = medium.stamp(&kind.path(*number)).ok().flatten()?;
         let base = (entry.base != 0).then_some(entry.base);
         is_of(entry, stamp).then(|| ((*kind, *number), KnownName { name: entry.name.clone(), base }))
@@ -72,43 +81,53 @@ pub(super) fn find(
     unread.iter().filter_map(known).collect()
 }
 
-/// The entries of all records whose last change is before `end`. Reads those that changed since `before`.
-fn collect(
-    medium: &dyn Medium,
-    before: &HashMap<(bool, u64), NameEntry>,
-    end: i64,
-) -> io::Result<HashMap<(bool, u64), NameEntry>> {
-    let mut entries = HashMap::new();
-    for kind in [RecordKind::Base, RecordKind::Disk] {
-        for number in kind.numbers(medium)? {
-            let key = (kind == RecordKind::Base, number);
-            let Ok(Some(stamp)) = medium.stamp(&kind.path(number)) else { continue };
-            if let Some(entry) = before.get(&key).filter(|entry| is_of(entry, stamp)) {
-                entries.insert(key, entry.clone());
-                continue;
+/// What a record says now; `None` when it cannot be read.
+fn read_entry(medium: &dyn Medium, kind: RecordKind, number: u64, stamp: Stamp) -> Option<NameEntry> {
+    let (name, base) = match kind {
+        RecordKind::Base => match read_record(medium, kind, number, BaseRecord::decode, |r| r.id) {
+            ReadOutcome::Good(record) => (record.name, 0),
+            _ => return None,
+        },
+        RecordKind::Disk => match read_disk(medium, number) {
+            ReadOutcome::Good(record) => (record.name, record.backing.map_or(0, |backing| backing.base)),
+            _ => return None,
+        },
+    };
+    let Stamp { inode, changed_ns, len } = stamp;
+    Some(NameEntry { is_base: kind == RecordKind::Base, number, inode, changed_ns, len, name, base })
+}
+
+/// The entries of all records whose last change is before `end`, and whether they differ from `before`. Reads the records
+/// that changed since `before`.
+fn collect(medium: &dyn Medium, before: Vec<NameEntry>, end: i64) -> io::Result<(Vec<NameEntry>, bool)> {
+    let mut entries = Vec::with_capacity(before.len());
+    let mut before = before.into_iter().peekable();
+    let mut is_changed = false;
+    for kind in [RecordKind::Disk, RecordKind::Base] {
+        let mut numbers = kind.numbers(medium)?;
+        numbers.sort_unstable();
+        for number in numbers {
+            let now = (kind == RecordKind::Base, number);
+            while before.next_if(|entry| key(entry) < now).is_some() {
+                is_changed = true;
             }
-            if stamp.changed_ns >= end {
+            let known = before.next_if(|entry| key(entry) == now);
+            let was_known = known.is_some();
+            let Ok(Some(stamp)) = medium.stamp(&kind.path(number)) else {
+                is_changed |= was_known;
                 continue;
-            }
-            let read = match kind {
-                RecordKind::Base => match read_record(medium, kind, number, BaseRecord::decode, |r| r.id) {
-                    ReadOutcome::Good(record) => Some((record.name, 0)),
-                    _ => None,
-                },
-                RecordKind::Disk => match read_disk(medium, number) {
-                    ReadOutcome::Good(record) => {
-                        Some((record.name, record.backing.map_or(0, |backing| backing.base)))
-                    }
-                    _ => None,
-                },
             };
-            if let Some((name, base)) = read {
-                let Stamp { inode, changed_ns, len } = stamp;
-                entries.insert(key, NameEntry { is_base: key.0, number, inode, changed_ns, len, name, base });
+            if let Some(entry) = known.filter(|entry| is_of(entry, stamp)) {
+                entries.push(entry);
+                continue;
             }
+            let entry = if stamp.changed_ns < end { read_entry(medium, kind, number, stamp) } else { None };
+            is_changed |= was_known || entry.is_some();
+            entries.extend(entry);
         }
     }
-    Ok(entries)
+    is_changed |= before.next().is_some();
+    Ok((entries, is_changed))
 }
 
 impl Store {
@@ -126,19 +145,15 @@ impl Store {
         let begun = Instant::now();
         let medium = &*self.medium;
         let before = list.written.take().unwrap_or_else(|| read(medium));
-        let write = || -> io::Result<Option<HashMap<(bool, u64), NameEntry>>> {
-            let entries = collect(medium, &before, end)?;
-            if entries == before {
-                return Ok(None);
+        let write = || -> io::Result<Vec<NameEntry>> {
+            let (entries, is_changed) = collect(medium, before, end)?;
+            if is_changed {
+                replace(medium, ".", NAMES, &encode(&entries))?;
             }
-            let mut sorted: Vec<NameEntry> = entries.values().cloned().collect();
-            sorted.sort_unstable_by_key(|entry| (entry.is_base, entry.number));
-            replace(medium, ".", NAMES, &encode(&sorted))?;
-            Ok(Some(entries))
+            Ok(entries)
         };
         match write() {
-            Ok(None) => list.written = Some(before),
-            Ok(Some(entries)) => list.written = Some(entries),
+            Ok(entries) => list.written = Some(entries),
             // It says what is right of the records that it has.
             Err(error) => {
                 tracing::debug!(%error, "the list of names is not written; it is tried again");

@@ -5,8 +5,8 @@
 //! reused.
 //!
 //! Locks, in order: claims of names and bases (`claims`, held through local syncs); a disk's `attach`, then `opening`;
-//! the replacement of a record; `superblock`; `names`, then the record in memory (neither is held through a system
-//! call).
+//! the replacement of a record; `superblock`; `names`, then the record in memory, then the index (none is held through a
+//! system call).
 
 mod attached;
 mod base;
@@ -18,6 +18,7 @@ mod encryption;
 mod error;
 mod family;
 mod images;
+mod index;
 mod known_names;
 mod node;
 pub mod pools;
@@ -52,6 +53,7 @@ pub use children::{BaseChild, ChildKind, DiskChild};
 use claims::Claims;
 pub use error::{StoreError, StoreErrorKind};
 pub use family::Origin;
+use index::{Has, Index};
 use known_names::NameList;
 pub use node::{Attributes, DiskNode, Making, Secrets, Step};
 use node::{InheritedLiveMap, NodeContext, SecretReader};
@@ -59,7 +61,7 @@ use pools::{HostPools, NoPools, OpenPools, Pools, Router};
 pub use preload::PreloadedRecords;
 use recording::Recording;
 pub use records::open_superblock;
-use records::{RecordKind, read_all};
+use records::{Identities, RecordKind, read_all};
 pub use register::{NewBase, NewFile};
 pub use reserve::{Reserve, ReserveState, with_reserve_of};
 pub use rework::Change;
@@ -106,9 +108,11 @@ pub struct Store {
     attachments: Arc<Attachments>,
     layers: Arc<Layers>,
     secrets: SecretReader,
+    context: Arc<NodeContext>,
     /// Held while it is decided which layers nothing needs any more.
     dropping: Mutex<()>,
     snapshots: Snapshots,
+    counted: Mutex<quotas::Counted>,
     trash: Trash,
     usage: Usage,
     disk_stats: Registry,
@@ -334,8 +338,9 @@ impl Store {
         let fail = || StoreError::io(object(), "reading the records");
         let bases =
             read_all(&*medium, RecordKind::Base, known.bases, BaseRecord::decode, |r| r.id).map_err(fail())?;
-        let disks =
-            read_all(&*medium, RecordKind::Disk, known.disks, DiskRecord::decode, |r| r.id).map_err(fail())?;
+        let identities = Identities::default();
+        let decode = |bytes: &[u8]| identities.decode(bytes);
+        let disks = read_all(&*medium, RecordKind::Disk, known.disks, decode, |r| r.id).map_err(fail())?;
         let unavailable = UnavailableRecords::default();
         for (file, error) in bases.damaged.into_iter().chain(disks.damaged) {
             unavailable.add_damaged(&*medium, &file, error);
@@ -348,9 +353,10 @@ impl Store {
         for (kind, number, error) in &unread {
             unavailable.add_unread(*kind, *number, error, known.remove(&(*kind, *number)));
         }
-        records::remove_unfinished(&*medium, &unavailable.files());
+        let unfinished = [bases.unfinished, disks.unfinished].concat();
+        records::remove_unfinished(&*medium, unfinished, &unavailable.files());
         let usage = Usage::read(&*medium);
-        let (bases, mut disks) = (bases.good, disks.good);
+        let (bases, disks) = (bases.good, disks.good);
         let mut names = Names::default();
         let recording = Recording::default();
         let (disk_stats, base_stats) = (Registry::default(), Registry::default());
@@ -365,7 +371,7 @@ impl Store {
             |error| tracing::warn!(%error, "live maps cannot be listed; each disk is checked for one"),
         );
         let left = left.ok().map(|left| left.into_iter().collect::<HashSet<_>>());
-        let context = NodeContext {
+        let context = Arc::new(NodeContext {
             medium: medium.clone(),
             live: live.clone(),
             recording: recording.clone(),
@@ -374,14 +380,19 @@ impl Store {
             pools: pools.clone(),
             secrets: Arc::default(),
             stats: disk_stats.clone(),
-        };
+            index: Index::default(),
+        });
         disks.iter().for_each(|record| pools.learn(record));
         let all = disks.iter().flat_map(|record| record.lineage.deltas());
         let is_left = |delta: &u64| left.as_ref().is_none_or(|left| left.contains(delta));
         pools.give_up_live_maps(&*live, all.filter(is_left));
-        disks.sort_by_key(|d| d.name_seq);
-        let last_seq = disks.last().map_or(0, |d| d.name_seq);
-        for record in disks {
+        // The places are sorted, and not the records, which are large.
+        let mut order: Vec<usize> = (0..disks.len()).collect();
+        order.sort_by_key(|place| disks[*place].name_seq);
+        let last_seq = order.last().map_or(0, |place| disks[*place].name_seq);
+        names.disk_names.reserve(disks.len());
+        let mut disks: Vec<Option<DiskRecord>> = disks.into_iter().map(Some).collect();
+        for record in order.into_iter().filter_map(|place| disks[place].take()) {
             let (id, name) = (record.id, record.name.clone());
             let base = record.backing.as_ref().and_then(|b| names.bases.get(&b.base).cloned());
             let has_live =
@@ -392,6 +403,7 @@ impl Store {
             }
             let inherited_live_map = if has_live { InheritedLiveMap::Yes } else { InheritedLiveMap::No };
             let node = DiskNode::new(record, base, &context, inherited_live_map);
+            node.note_in_index();
             names.disks.insert(id, node);
             // The highest `name_seq` decides, even if that disk is unlinked by now.
             if let Some(loser) = names.disk_names.insert(name, id).and_then(|loser| names.disks.get(&loser))
@@ -402,7 +414,12 @@ impl Store {
             }
         }
         let Names { disks, disk_names, .. } = &mut names;
-        disk_names.retain(|_, id| disks.get(id).is_some_and(|d| !d.is_unlinked()));
+        for unlinked in context.index.numbers(Has::NoName).iter().filter_map(|number| disks.get(number)) {
+            let name = unlinked.name();
+            if disk_names.get(&name) == Some(&unlinked.id()) {
+                disk_names.remove(&name);
+            }
+        }
         let next_id = superblock.next_id;
         let store = Self {
             medium,
@@ -419,11 +436,13 @@ impl Store {
             unavailable,
             name_list: Mutex::default(),
             recording,
-            attachments: context.attachments,
-            layers: context.layers,
-            secrets: context.secrets,
+            attachments: context.attachments.clone(),
+            layers: context.layers.clone(),
+            secrets: context.secrets.clone(),
+            context,
             dropping: Mutex::new(()),
             snapshots: Snapshots::default(),
+            counted: Mutex::default(),
             trash: Trash::default(),
             usage,
             disk_stats,
@@ -506,17 +525,7 @@ impl Store {
 
     fn disk_node(&self, record: DiskRecord, inherited_live_map: InheritedLiveMap) -> Arc<DiskNode> {
         let base = record.backing.as_ref().and_then(|b| self.base_by_id(b.base));
-        let context = NodeContext {
-            medium: self.medium.clone(),
-            live: self.live.clone(),
-            recording: self.recording.clone(),
-            attachments: self.attachments.clone(),
-            layers: self.layers.clone(),
-            pools: self.pools.clone(),
-            secrets: self.secrets.clone(),
-            stats: self.disk_stats.clone(),
-        };
-        DiskNode::new(record, base, &context, inherited_live_map)
+        DiskNode::new(record, base, &self.context, inherited_live_map)
     }
 
     /// A disk by name.
@@ -588,7 +597,7 @@ impl Store {
     /// All unlinked disks that live until their last close: those that are not in the trash.
     pub fn unlinked(&self) -> Vec<Arc<DiskNode>> {
         let is_to_go = |disk: &Arc<DiskNode>| disk.is_unlinked() && disk.trashed().is_none();
-        self.all_disks().into_iter().filter(is_to_go).collect()
+        self.disks_with(Has::NoName).into_iter().filter(is_to_go).collect()
     }
 
     /// All bases, by number.

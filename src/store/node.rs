@@ -5,6 +5,7 @@ mod backoff;
 mod family;
 mod keys;
 mod limits;
+mod rare;
 mod record;
 mod rework;
 mod sealing;
@@ -18,8 +19,6 @@ use std::time::Instant;
 use parking_lot::{Mutex, RwLock};
 
 pub(super) use adopting::NewGround;
-use backoff::Backoff;
-use keys::Keyring;
 pub use keys::Secrets;
 pub(super) use keys::{NewEncryption, SecretReader};
 use record::{DeltaRoots, RecordWriter, removed};
@@ -28,6 +27,7 @@ pub use rework::{Making, Step};
 pub(super) use sealing::Moment;
 
 use super::attached::Attachments;
+use super::index::Index;
 use super::pools::Pools;
 use super::recording::Recording;
 use super::{BaseNode, StoreError};
@@ -48,23 +48,10 @@ pub struct DiskNode {
     writer: Arc<RecordWriter>,
     /// Empty when the disk has no base, and while the base's record cannot be read.
     base: RwLock<Option<Arc<BaseNode>>>,
-    medium: Arc<dyn Medium>,
-    live: Arc<dyn LiveStore>,
-    layers: Arc<Layers>,
-    pools: Arc<Pools>,
-    keyring: Keyring,
+    shared: Arc<NodeContext>,
     /// Held while the delta is sealed, and while layers are dropped.
     sealing: Mutex<()>,
-    /// Of a sealing that fails.
-    sealing_retry: Backoff,
-    /// Of the removal of what is dropped.
-    pub(super) removal_retry: Backoff,
-    /// Sealed deltas whose live maps running requests may still use.
-    retiring: Mutex<Vec<Arc<Delta>>>,
-    /// Whether the files of the layer that is being made may be written.
-    making: Mutex<Option<rework::Alive>>,
-    /// What the slot had before rollbacks. Running requests may still read it.
-    rolled_back: Mutex<Vec<Weak<Disk>>>,
+    rare: OnceLock<Box<rare::Rare>>,
     attach: Mutex<()>,
     /// Held while the disk's files are opened, but not while its base is: the removal of a disk must not wait for the
     /// base.
@@ -77,24 +64,20 @@ pub struct DiskNode {
     inherited_live_map: AtomicBool,
     /// Result of stat(2) while the disk is detached, once a caller asked.
     detached_stat: Mutex<Option<DetachedStat>>,
-    /// Why the last attach failed.
-    failure: Mutex<Option<String>>,
     /// Time of the last use, by the clock of `attachments`.
     used: AtomicU64,
     /// Number of handles that this worker has opened.
     opened: AtomicUsize,
     /// An earlier worker may have opened handles.
     inherited: AtomicBool,
-    attachments: Arc<Attachments>,
     me: Weak<DiskNode>,
     /// The tracer knows the disk; it is told once.
     traced: AtomicBool,
     unlinked: AtomicBool,
-    recording: Recording,
-    tap: Arc<Tap>,
-    /// Made at the first request: most disks of a large store are not in use.
+    /// Made when the disk is attached: most disks of a large store are not in use.
+    tap: OnceLock<Arc<Tap>>,
+    /// Made at the first request.
     counters: OnceLock<Arc<Counters>>,
-    stats: Registry,
     limiter: Limiter,
     /// Held while limits change.
     limiting: Mutex<()>,
@@ -138,7 +121,6 @@ struct DetachedStat {
 }
 
 /// What all disks of a store share.
-#[derive(Clone)]
 pub(super) struct NodeContext {
     pub medium: Arc<dyn Medium>,
     pub live: Arc<dyn LiveStore>,
@@ -148,6 +130,7 @@ pub(super) struct NodeContext {
     pub pools: Arc<Pools>,
     pub secrets: SecretReader,
     pub stats: Registry,
+    pub index: Index,
 }
 
 impl DiskNode {
@@ -155,50 +138,43 @@ impl DiskNode {
     pub(super) fn new(
         record: DiskRecord,
         base: Option<Arc<BaseNode>>,
-        context: &NodeContext,
+        context: &Arc<NodeContext>,
         inherited_live_map: InheritedLiveMap,
     ) -> Arc<Self> {
         let id = record.id;
-        let NodeContext { medium, live, recording, attachments, layers, pools, secrets, stats } =
-            context.clone();
-        pools.learn(&record);
+        context.pools.learn(&record);
         let inherited_live_map = inherited_live_map == InheritedLiveMap::Yes;
         Arc::new_cyclic(|me| Self {
             id,
             unlinked: AtomicBool::new(record.unlinked),
-            limiter: Limiter::of(&record.features.limits),
+            limiter: Limiter::of(&record.features.limits()),
             limiting: Mutex::new(()),
-            writer: Arc::new(RecordWriter::new(medium.clone(), record, pools.clone())),
+            writer: Arc::new(RecordWriter::new(record, context.clone())),
             base: RwLock::new(base),
-            medium,
-            live,
-            layers,
-            pools,
-            keyring: Keyring::new(secrets),
+            shared: context.clone(),
             sealing: Mutex::new(()),
-            sealing_retry: Backoff::default(),
-            removal_retry: Backoff::default(),
-            retiring: Mutex::default(),
-            making: Mutex::default(),
-            rolled_back: Mutex::default(),
+            rare: OnceLock::new(),
             attach: Mutex::new(()),
             opening: Mutex::new(()),
             purging: Mutex::new(()),
             disk: RwLock::new(None),
             inherited_live_map: AtomicBool::new(inherited_live_map),
             detached_stat: Mutex::new(None),
-            failure: Mutex::new(None),
             used: AtomicU64::new(0),
             opened: AtomicUsize::new(0),
             inherited: AtomicBool::new(inherited_live_map),
-            attachments,
             me: me.clone(),
             traced: AtomicBool::new(false),
-            tap: Arc::new(Tap::new(id)),
-            recording,
+            tap: OnceLock::new(),
             counters: OnceLock::new(),
-            stats,
         })
+    }
+
+    /// Notes in the index what the disk has. To be called before the disk is listed.
+    pub(super) fn note_in_index(&self) {
+        let record = self.writer.record.lock();
+        self.shared.index.note(None, &record);
+        self.shared.index.note_name(self.id, !self.is_unlinked());
     }
 
     /// Its number.
@@ -257,15 +233,17 @@ impl DiskNode {
             let _replacing = self.writer.replacing.lock();
             self.writer.retired.store(true, Ordering::Release);
         }
+        self.shared.index.note_end();
         if let Some(disk) = self.disk.write().take() {
             disk.below().pending.iter().for_each(|delta| delta.retire());
             disk.delta().retire();
         }
         self.end_making();
-        self.attachments.remove(self.id);
+        self.shared.attachments.remove(self.id);
     }
 
     pub(super) fn set_unlinked_in_memory(&self) {
+        self.shared.index.note_name(self.id, false);
         self.unlinked.store(true, Ordering::Release);
     }
 
@@ -298,7 +276,10 @@ impl DiskNode {
         self.writer.update(stamped).map_err(StoreError::io(object, "writing its record"))?;
         let record = self.writer.record.lock();
         // Under the lock: a restored disk has its name again.
-        self.unlinked.fetch_or(record.unlinked, Ordering::AcqRel);
+        if record.unlinked {
+            self.shared.index.note_name(self.id, false);
+            self.unlinked.store(true, Ordering::Release);
+        }
         Ok(())
     }
 
@@ -333,17 +314,17 @@ impl DiskNode {
         let layer = record.lineage.layer_or_made(delta);
         let spec =
             layer.map_or_else(|| Self::spec(&record), |layer| Self::layer_spec(&record.lineage, layer));
-        Delta::check_files(&spec, &*self.pools.medium(delta)).is_ok()
+        Delta::check_files(&spec, &*self.shared.pools.medium(delta)).is_ok()
     }
 
     /// The tap that records reads of the base.
     pub(super) fn tap(&self) -> &Arc<Tap> {
-        &self.tap
+        self.tap.get_or_init(|| Arc::new(Tap::new(self.id)))
     }
 
     /// Its counters.
     pub fn counters(&self) -> &Arc<Counters> {
-        self.counters.get_or_init(|| Arc::new(self.stats.add(self.id)))
+        self.counters.get_or_init(|| Arc::new(self.shared.stats.add(self.id)))
     }
 
     /// The attached disk, if any. Does not wait. Counts as a use.
@@ -361,7 +342,7 @@ impl DiskNode {
     }
 
     fn touch(&self) {
-        let now = self.attachments.now();
+        let now = self.shared.attachments.now();
         // Avoids a write by each request of several threads.
         if self.used.load(Ordering::Relaxed) != now {
             self.used.store(now, Ordering::Relaxed);
@@ -402,13 +383,13 @@ impl DiskNode {
         if let Some(disk) = self.attached() {
             return Ok(disk);
         }
-        self.attachments.make_room();
+        self.shared.attachments.make_room();
         let _attach = self.attach.lock();
         if let Some(disk) = self.attached() {
             return Ok(disk);
         }
         let attached = self.attach_alone();
-        *self.failure.lock() = attached.as_ref().err().map(ToString::to_string);
+        self.note_failure(attached.as_ref().err().map(ToString::to_string));
         attached
     }
 
@@ -426,17 +407,17 @@ impl DiskNode {
         }
         // Read again: no other thread opens the files now.
         let record = self.writer.record.lock().clone();
-        let disk = Arc::new(self.open_disk(&record, base)?.with_tap(self.tap.clone()));
+        let disk = Arc::new(self.open_disk(&record, base)?.with_tap(self.tap().clone()));
         self.touch();
         *self.disk.write() = Some(disk.clone());
         *self.detached_stat.lock() = None;
         self.inherited_live_map.store(false, Ordering::Release);
-        self.attachments.add(self.id, self.me.clone());
-        if let (Some(tracer), Some(base)) = (self.recording.get(), self.base())
+        self.shared.attachments.add(self.id, self.me.clone());
+        if let (Some(tracer), Some(base)) = (self.shared.recording.get(), self.base())
             && !self.traced.swap(true, Ordering::AcqRel)
         {
             let written = record.map.generation != 0 || disk.allocated().is_ok_and(|bytes| bytes > 0);
-            tracer.attached(&self.tap, written, &base.subject());
+            tracer.attached(self.tap(), written, &base.subject());
         }
         Ok(disk)
     }
@@ -444,7 +425,7 @@ impl DiskNode {
     /// Checks that the pools of the delta and of the layers below it can be used.
     fn check_pools(&self, record: &DiskRecord) -> Result<(), StoreError> {
         let below = record.lineage.chain(record.lineage.below).map(|layer| layer.number);
-        match self.pools.trouble_of(std::iter::once(record.lineage.delta).chain(below)) {
+        match self.shared.pools.trouble_of(std::iter::once(record.lineage.delta).chain(below)) {
             None => Ok(()),
             Some(why) => Err(StoreError::PoolGone { object: format!("disk {}", record.name), why }),
         }
@@ -455,7 +436,7 @@ impl DiskNode {
         let object = || format!("disk {}", record.name);
         match (&record.backing, self.base()) {
             (None, _) => Ok(()),
-            (Some(backing), Some(base)) if base.record().image.identity == backing.identity => Ok(()),
+            (Some(backing), Some(base)) if base.record().image.identity == *backing.identity => Ok(()),
             (Some(_), Some(base)) => Err(StoreError::BaseChanged {
                 object: object(),
                 why: format!("it was made on another version of base {}", base.record().name),
@@ -511,7 +492,7 @@ impl DiskNode {
             disk.allocated().ok().map(|allocated| DetachedStat { size: disk.size(), allocated });
         *self.detached_stat.lock() = detached_stat;
         self.inherited.store(false, Ordering::Relaxed);
-        self.attachments.remove(self.id);
+        self.shared.attachments.remove(self.id);
         true
     }
 
@@ -532,13 +513,13 @@ impl DiskNode {
             return None;
         }
         let delta = record.lineage.delta;
-        let mut allocated = self.medium.allocated(&layout::data_path(delta)).ok()?.unwrap_or(0);
+        let mut allocated = self.shared.medium.allocated(&layout::data_path(delta)).ok()?.unwrap_or(0);
         if record.map.generation != 0 {
             if !record.size_is_current {
                 return None;
             }
             let map = layout::map_path(delta, record.map.generation);
-            let file = self.medium.open(&map, Open::Existing).ok()?;
+            let file = self.shared.medium.open(&map, Open::Existing).ok()?;
             // A later map record may have another size, and attaching reports a damaged one.
             let mut next = [0; 8];
             let got = file.read_at(&mut next, record.map.floor).ok()?;
@@ -577,15 +558,15 @@ impl DiskNode {
     /// Opens one of its deltas for writing.
     fn open_delta(&self, spec: DeltaSpec) -> Result<Arc<Delta>, StoreError> {
         let delta = self.open_uncounted(spec)?;
-        delta.charge_to(&self.limiter.quota);
+        delta.charge_to(self.limiter.quota());
         Ok(delta)
     }
 
     /// As [`DiskNode::open_delta`]. What is written there counts against no quota.
     fn open_uncounted(&self, spec: DeltaSpec) -> Result<Arc<Delta>, StoreError> {
         let roots = DeltaRoots { writer: self.writer.clone(), delta: spec.disk, overlap: spec.overlap };
-        let medium = self.pools.medium(spec.disk);
-        let delta_io = DeltaIo { medium, live: self.live.clone(), roots: Arc::new(roots) };
+        let medium = self.shared.pools.medium(spec.disk);
+        let delta_io = DeltaIo { medium, live: self.shared.live.clone(), roots: Arc::new(roots) };
         let cipher = self.cipher(&self.writer.record.lock(), spec.disk);
         Delta::open_with(spec, delta_io, cipher).map(Arc::new).map_err(|error| self.failed(error))
     }
@@ -628,7 +609,7 @@ impl DiskNode {
     pub fn known_problem(&self) -> Option<String> {
         let record = self.writer.record.lock().clone();
         let checked = self.check_base(&record).and_then(|()| self.check_pools(&record));
-        checked.err().map(|e| e.to_string()).or_else(|| self.failure.lock().clone())
+        checked.err().map(|e| e.to_string()).or_else(|| self.known_rare()?.failure.lock().clone())
     }
 
     /// Removes the note of a mount's request: the mount has ended, and the note means nothing to another mount. The
@@ -643,7 +624,7 @@ impl DiskNode {
 
     fn has_live_map(&self) -> Result<bool, StoreError> {
         for delta in self.lineage().deltas() {
-            let live = self.live.existing(delta);
+            let live = self.shared.live.existing(delta);
             let failed = StoreError::io(format!("disk {}", self.name()), "looking for its live map");
             if live.map_err(failed)?.is_some() {
                 return Ok(true);
@@ -658,9 +639,9 @@ impl DiskNode {
         let lineage = self.lineage();
         let pending = lineage.layers.iter().filter(|layer| layer.is_pending()).map(|layer| layer.number);
         let own: Vec<u64> = std::iter::once(lineage.delta).chain(pending).collect();
-        let Some(why) = self.pools.trouble_of(own.iter().copied()) else { return false };
+        let Some(why) = self.shared.pools.trouble_of(own.iter().copied()) else { return false };
         tracing::warn!(disk = self.name(), why, "a disk in a pool that is not available is not closed");
-        for delta in own.into_iter().filter(|delta| self.pools.is_gone(*delta)) {
+        for delta in own.into_iter().filter(|delta| self.shared.pools.is_gone(*delta)) {
             // Logged; it stays for the next start, which ignores it.
             let _ = self.remove_live_map(delta);
         }

@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 
 use super::StoreError;
-use super::records::{RecordKind, read_records};
+use super::records::{Identities, RecordKind, read_records};
 use crate::format::record::{BaseRecord, DiskRecord};
 use crate::io::{HostMedium, Medium, Stamp, sys};
 
@@ -18,8 +18,8 @@ use crate::io::{HostMedium, Medium, Stamp, sys};
 /// second.
 pub(super) const MIN_AGE_NS: i64 = 2_000_000_000;
 
-/// Records of one kind, by number.
-pub(super) type KnownRecords<T> = HashMap<u64, (Stamp, T)>;
+/// Records of one kind, by number. Boxed, so that the table, which has free places, is small.
+pub(super) type KnownRecords<T> = HashMap<u64, Box<(Stamp, T)>>;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -44,7 +44,9 @@ impl PreloadedRecords {
     pub(super) fn read_from(medium: &dyn Medium, before: Self, min_age_ns: i64) -> io::Result<Self> {
         let end = sys::now_ns() - min_age_ns;
         let bases = read_records(medium, RecordKind::Base, before.bases, BaseRecord::decode, |r| r.id)?;
-        let disks = read_records(medium, RecordKind::Disk, before.disks, DiskRecord::decode, |r| r.id)?;
+        let identities = Identities::default();
+        let decode = |bytes: &[u8]| identities.decode(bytes);
+        let disks = read_records(medium, RecordKind::Disk, before.disks, decode, |r| r.id)?;
         Ok(Self { bases: older_than(bases.stamped, end), disks: older_than(disks.stamped, end) })
     }
 
@@ -59,6 +61,6 @@ impl PreloadedRecords {
     }
 }
 
-fn older_than<T>(stamped: Vec<(u64, (Stamp, T))>, end: i64) -> KnownRecords<T> {
-    stamped.into_iter().filter(|(_, (stamp, _))| stamp.changed_ns < end).collect()
+fn older_than<T>(stamped: Vec<(u64, Box<(Stamp, T)>)>, end: i64) -> KnownRecords<T> {
+    stamped.into_iter().filter(|(_, read)| read.0.changed_ns < end).collect()
 }

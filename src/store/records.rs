@@ -3,13 +3,16 @@
 //! What must hold: a record is damaged when its bytes are wrong. A record whose bytes cannot be read is *unread*: it
 //! may be sound, and is tried again (D46).
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 
 use crate::format::layout::{
     BASE_SUFFIX, BASES, DIRS, DISK_SUFFIX, DISKS, LOCK, NAMES, STAGED_SUFFIX, SUPERBLOCK, USED, base_path,
     disk_path, number,
 };
-use crate::format::record::{DiskRecord, Superblock};
+use crate::format::record::{BaseIdentity, DiskRecord, Superblock};
 use crate::format::{FormatError, Kind};
 use crate::io::{Medium, Open, Stamp, read_whole, replace, sys};
 
@@ -49,6 +52,17 @@ impl RecordKind {
     pub fn numbers(self, medium: &dyn Medium) -> io::Result<Vec<u64>> {
         let names = medium.list(self.dir())?;
         Ok(names.iter().filter_map(|name| number(name.strip_suffix(self.suffix())?)).collect())
+    }
+
+    /// Whether a file is a record that was not finished.
+    fn is_unfinished(self, name: &str) -> bool {
+        name.strip_suffix(STAGED_SUFFIX).is_some_and(|record| record.ends_with(self.suffix()))
+    }
+
+    /// Paths of the records of this kind that were not finished.
+    pub fn unfinished(self, medium: &dyn Medium) -> Vec<String> {
+        let names = medium.list(self.dir()).unwrap_or_default().into_iter();
+        names.filter(|name| self.is_unfinished(name)).map(|name| format!("{}/{name}", self.dir())).collect()
     }
 
     /// The file's name in the store.
@@ -100,9 +114,30 @@ pub(super) fn read_record<T>(
     }
 }
 
+/// Has the records of all disks on one base share the base's identity: a store may list 100,000 disks.
+#[derive(Debug, Default)]
+pub(super) struct Identities(RefCell<HashMap<u64, Arc<BaseIdentity>>>);
+
+impl Identities {
+    /// As [`DiskRecord::decode`].
+    pub fn decode(&self, bytes: &[u8]) -> Result<DiskRecord, FormatError> {
+        let mut record = DiskRecord::decode(bytes)?;
+        if let Some(backing) = &mut record.backing {
+            let mut known = self.0.borrow_mut();
+            let known = known.entry(backing.base).or_insert_with(|| backing.identity.clone());
+            if *known == backing.identity {
+                backing.identity = known.clone();
+            }
+        }
+        Ok(record)
+    }
+}
+
 /// All records of one kind.
 #[derive(Debug)]
 pub(super) struct Records<T> {
+    /// Paths of unfinished records.
+    pub unfinished: Vec<String>,
     pub good: Vec<T>,
     pub damaged: Vec<(String, FormatError)>,
     pub unread: Vec<(u64, io::Error)>,
@@ -111,8 +146,10 @@ pub(super) struct Records<T> {
 /// The result of reading the records of one kind.
 #[derive(Debug)]
 pub(super) struct ReadRecords<T> {
+    /// Paths of unfinished records.
+    pub unfinished: Vec<String>,
     /// Sound records, each with the stamp that its file had before it was read.
-    pub stamped: Vec<(u64, (Stamp, T))>,
+    pub stamped: Vec<(u64, Box<(Stamp, T)>)>,
     /// Sound records, on a medium without stamps.
     pub plain: Vec<T>,
     pub damaged: Vec<(String, FormatError)>,
@@ -127,9 +164,10 @@ pub(super) fn read_all<T>(
     decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     id: impl Fn(&T) -> u64,
 ) -> io::Result<Records<T>> {
-    let ReadRecords { stamped, mut plain, damaged, unread } = read_records(medium, kind, known, decode, id)?;
-    plain.extend(stamped.into_iter().map(|(_, (_, record))| record));
-    Ok(Records { good: plain, damaged, unread })
+    let ReadRecords { unfinished, stamped, mut plain, damaged, unread } =
+        read_records(medium, kind, known, decode, id)?;
+    plain.extend(stamped.into_iter().map(|(_, read)| read.1));
+    Ok(Records { unfinished, good: plain, damaged, unread })
 }
 
 /// As [`read_all`], with the stamps of the files.
@@ -140,9 +178,12 @@ pub(super) fn read_records<T>(
     decode: impl Fn(&[u8]) -> Result<T, FormatError>,
     id: impl Fn(&T) -> u64,
 ) -> io::Result<ReadRecords<T>> {
-    let mut out =
-        ReadRecords { stamped: Vec::new(), plain: Vec::new(), damaged: Vec::new(), unread: Vec::new() };
-    for name in medium.list(kind.dir())? {
+    let (unfinished, stamped, plain) = (Vec::new(), Vec::new(), Vec::new());
+    let mut out = ReadRecords { unfinished, stamped, plain, damaged: Vec::new(), unread: Vec::new() };
+    for (name, stamp) in medium.list_stamped(kind.dir())? {
+        if kind.is_unfinished(&name) {
+            out.unfinished.push(format!("{}/{name}", kind.dir()));
+        }
         let Some(text) = name.strip_suffix(kind.suffix()) else { continue };
         let Ok(number) = text.parse::<u64>() else { continue };
         if text != number.to_string() {
@@ -151,16 +192,15 @@ pub(super) fn read_records<T>(
             out.damaged.push((format!("{}/{name}", kind.dir()), error));
             continue;
         }
-        let stamp = medium.stamp(&kind.path(number)).ok().flatten();
-        if let (Some(stamp), Some((before, record))) = (stamp, known.remove(&number))
-            && stamp == before
+        if let (Some(stamp), Some(read)) = (stamp, known.remove(&number))
+            && stamp == read.0
         {
-            out.stamped.push((number, (stamp, record)));
+            out.stamped.push((number, read));
             continue;
         }
         match read_record(medium, kind, number, &decode, &id) {
             ReadOutcome::Good(record) => match stamp {
-                Some(stamp) => out.stamped.push((number, (stamp, record))),
+                Some(stamp) => out.stamped.push((number, Box::new((stamp, record)))),
                 None => out.plain.push(record),
             },
             ReadOutcome::Damaged(error) => out.damaged.push((kind.path(number), error)),
@@ -171,24 +211,19 @@ pub(super) fn read_records<T>(
     Ok(out)
 }
 
-/// Removes the unfinished records that killed workers and failing storage left. Otherwise each leaves one, and `plyfs
-/// check` calls the store unclean. The file beside a record in `kept`, which is damaged or unread, stays: it may be the last copy. A
-/// file that cannot be removed does no harm.
-pub(super) fn remove_unfinished(medium: &dyn Medium, kept: &[String]) {
-    let of_the_store = [(".", SUPERBLOCK), (".", NAMES), (".", USED), (".", LOCK)];
-    for (dir, suffix) in of_the_store.into_iter().chain([(BASES, BASE_SUFFIX), (DISKS, DISK_SUFFIX)]) {
-        for name in medium.list(dir).unwrap_or_default() {
-            let Some(record) = name.strip_suffix(STAGED_SUFFIX).filter(|record| record.ends_with(suffix))
-            else {
-                continue;
-            };
-            let path = format!("{dir}/{record}");
-            if kept.contains(&path) {
-                continue;
-            }
-            if let Err(error) = medium.remove(&format!("{dir}/{name}")) {
-                tracing::warn!(%error, file = format!("{dir}/{name}"), "an unfinished record cannot be removed; it does no harm, and the next start tries again");
-            }
+/// Removes the unfinished records that killed workers and failing storage left, which are at `paths`, and the unfinished
+/// files of the store itself. Otherwise each leaves one, and `plyfs check` calls the store unclean. The file beside a record in
+/// `kept`, which is damaged or unread, stays: it may be the last copy. A file that cannot be removed does no harm.
+pub(super) fn remove_unfinished(medium: &dyn Medium, mut paths: Vec<String>, kept: &[String]) {
+    let of_the_store = [SUPERBLOCK, NAMES, USED, LOCK].map(|name| format!("{name}{STAGED_SUFFIX}"));
+    let names = medium.list(".").unwrap_or_default().into_iter();
+    paths.extend(names.filter(|name| of_the_store.contains(name)).map(|name| format!("./{name}")));
+    for path in paths {
+        if path.strip_suffix(STAGED_SUFFIX).is_some_and(|record| kept.iter().any(|kept| kept == record)) {
+            continue;
+        }
+        if let Err(error) = medium.remove(&path) {
+            tracing::warn!(%error, file = path, "an unfinished record cannot be removed; it does no harm, and the next start tries again");
         }
     }
 }

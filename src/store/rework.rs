@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::index::Has;
 use super::node::{Making, Moment, NextBase};
 use super::{DiskNode, Store, StoreError};
 use crate::base::Base;
 use crate::format::lineage::{LayerEntry, Lineage, Seal};
-use crate::format::record::{Backing, MapRoot};
+use crate::format::record::MapRoot;
 use crate::format::rework::{Purpose, Rework};
 use crate::io::{Space, sys};
 use crate::store::BaseNode;
@@ -79,7 +80,7 @@ impl Store {
         };
         let _claim = self.claims.adoption(disk, node.id(), base.iter().map(|base| base.id()).collect());
         self.check_present(disk, &node)?;
-        let to = base.as_ref().map(backing);
+        let to = base.as_ref().map(|base| base.backing());
         if let Some(rework) = node.rework() {
             let same = Change::of(&rework.purpose) == change.name()
                 && !matches!(&rework.purpose, Purpose::Rebase { to: other, .. } if *other != to)
@@ -202,7 +203,7 @@ impl Store {
         };
         let object = format!("disk {}", node.name());
         let base =
-            self.base_by_id(backing.base).filter(|base| base.record().image.identity == backing.identity);
+            self.base_by_id(backing.base).filter(|base| base.record().image.identity == *backing.identity);
         let base = base.ok_or_else(|| {
             StoreError::invalid(object, "the base that it was to be put on is gone, or is another one now")
         })?;
@@ -316,7 +317,8 @@ impl Store {
 
     /// The disks for which a layer is being made.
     pub fn reworked(&self) -> Vec<Arc<DiskNode>> {
-        self.disks_after(0).into_iter().filter(|node| node.rework().is_some()).collect()
+        let named = self.disks_with(Has::Lineage).into_iter().filter(|node| !node.is_unlinked());
+        named.filter(|node| node.rework().is_some()).collect()
     }
 }
 
@@ -337,10 +339,6 @@ fn pending(number: u64, size: u64, overlap: u64) -> LayerEntry {
         modified_ns: sys::now_ns(),
         map: MapRoot::default(),
     }
-}
-
-fn backing(base: &Arc<BaseNode>) -> Backing {
-    Backing { base: base.id(), identity: base.record().image.identity.clone() }
 }
 
 fn check_large_enough(disk: &str, now: Option<&Arc<BaseNode>>, base: &BaseNode) -> Result<(), StoreError> {

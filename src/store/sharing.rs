@@ -9,7 +9,6 @@ use super::node::{Moment, NewGround};
 use super::{BaseNode, DiskNode, Store, StoreError};
 use crate::disk::Ground;
 use crate::format::lineage::Lineage;
-use crate::format::record::Backing;
 
 /// What is copied.
 #[derive(Clone)]
@@ -123,8 +122,8 @@ impl Store {
     fn moment_of(&self, source: &CopySource) -> Result<Option<(Moment, NewGround)>, StoreError> {
         let found = match source {
             CopySource::Base(base) => {
-                let (record, size) = (base.record(), base.record().size());
-                let backing = Backing { base: base.id(), identity: record.image.identity.clone() };
+                let size = base.record().size();
+                let backing = base.backing();
                 let (base, lineage) = (Some(base.clone()), Lineage::of(0));
                 let ground = NewGround { backing: Some(backing), base, lineage, top: None };
                 Some((Moment { layer: None, size, overlap: size }, ground))

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use super::index::Has;
 use super::{DiskNode, Store, StoreError};
 use crate::disk::Frozen;
 use crate::format::lineage::SnapshotEntry;
@@ -60,6 +61,11 @@ impl Store {
         Some((node, entry))
     }
 
+    /// The named disks that may have snapshots, by number.
+    fn disks_with_snapshots(&self) -> Vec<Arc<DiskNode>> {
+        self.disks_with(Has::Lineage).into_iter().filter(|node| !node.is_unlinked()).collect()
+    }
+
     /// Finds a snapshot by its number.
     pub fn snapshot_by_number(&self, number: u64) -> Option<(Arc<DiskNode>, SnapshotEntry)> {
         let known = self.snapshots.disks.lock().get(&number).and_then(Weak::upgrade);
@@ -68,7 +74,7 @@ impl Store {
         {
             return Some((node, entry));
         }
-        let nodes = self.disks_after(0);
+        let nodes = self.disks_with_snapshots();
         let found = nodes.into_iter().find_map(|node| entry_of(&node, number).map(|entry| (node, entry)))?;
         self.snapshots.disks.lock().insert(number, Arc::downgrade(&found.0));
         Some(found)
@@ -96,7 +102,7 @@ impl Store {
             return numbers;
         }
         let mut numbers = Vec::new();
-        for node in self.disks_after(0) {
+        for node in self.disks_with_snapshots() {
             let weak = Arc::downgrade(&node);
             node.each_snapshot(|snapshot| numbers.push((snapshot.number, weak.clone())));
         }
@@ -109,7 +115,7 @@ impl Store {
     /// The snapshots with names that `is_wanted` accepts, each with the name of its disk before its own.
     pub fn snapshots_named(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
         let mut found = Vec::new();
-        for node in self.disks_after(0) {
+        for node in self.disks_with_snapshots() {
             node.each_snapshot(|snapshot| {
                 if is_wanted(&snapshot.name) {
                     found.push((String::new(), snapshot.name.clone()));

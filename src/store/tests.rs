@@ -6,6 +6,7 @@ mod closing;
 mod encryption;
 mod family;
 mod limits;
+mod many;
 mod pools;
 mod preload;
 mod replays;
@@ -588,7 +589,7 @@ fn a_disk_made_on_another_version_of_its_base_is_not_attached() {
     drop(store);
     let file = fixture.path(&format!("disks/{id}.disk"));
     let mut record = DiskRecord::decode(&fs::read(&file).unwrap()).unwrap();
-    record.backing.as_mut().unwrap().identity.size += 1;
+    std::sync::Arc::make_mut(&mut record.backing.as_mut().unwrap().identity).size += 1;
     fs::write(&file, record.encode()).unwrap();
     assert_refused(fixture.open().disk("one").unwrap().attach(), Kind::Changed, "another version of base b");
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use super::index::Has;
 use super::{DiskNode, Store, StoreError, check_name};
 use crate::format::features::Trashed;
 use crate::format::layout;
@@ -99,7 +100,7 @@ impl Store {
 
     /// The disks in the trash, those first that were removed first.
     pub fn trashed(&self) -> Vec<Arc<DiskNode>> {
-        let disks = self.all_disks();
+        let disks = self.disks_with(Has::NoName);
         // The clock ticks some hundred times a second. Of two disks that had one name, the one that had it first was removed
         // first.
         let with_time = |node: Arc<DiskNode>| Some(((node.trashed()?.removed_ns, node.name_seq()), node));
@@ -121,9 +122,13 @@ impl Store {
 
     /// The disks in the trash with their bytes. Looks at their files.
     pub fn trash(&self) -> Vec<TrashedDisk> {
-        let disks = self.all_disks();
-        // How many disks need a delta, and how many of them have a name or are open.
+        // How many disks need a delta, and how many of them have a name or are open. Those in the trash, and those that may
+        // share deltas with them.
         let mut needs: HashMap<u64, (u64, u64)> = HashMap::new();
+        let mut disks = self.disks_with(Has::Lineage);
+        disks.extend(self.disks_with(Has::NoName));
+        disks.sort_unstable_by_key(|disk| disk.id());
+        disks.dedup_by_key(|disk| disk.id());
         for disk in &disks {
             let stays = u64::from(disk.trashed().is_none());
             disk.each_delta(|delta| {

@@ -311,6 +311,7 @@ impl Store {
         if !later.is_empty() {
             unlink(&node)?;
         }
+        node.note_in_index();
         let mut names = self.names.write();
         names.disks.insert(id, node.clone());
         if !node.is_unlinked() {
@@ -328,9 +329,9 @@ impl Store {
         let mut names = self.names.write();
         names.base_names.insert(node.record().name.clone(), node.id());
         names.bases.insert(node.id(), node.clone());
-        for disk in names.disks.values() {
-            disk.found_base(&node);
-        }
+        drop(names);
+        // A disk that is made from here on finds the base by its number.
+        self.all_disks().iter().for_each(|disk| disk.found_base(&node));
     }
 
     pub(super) fn base_node(&self, record: BaseRecord) -> BaseNode {

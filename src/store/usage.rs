@@ -59,7 +59,7 @@ impl Store {
     /// Notes which bases are needed now, and writes the list from time to time. `is_open`: whether a client may have the
     /// base's own file open. To be called about once a minute.
     pub fn note_uses(&self, is_open: &dyn Fn(&BaseNode) -> bool) {
-        let (now, users) = (sys::now_ns(), self.users());
+        let (now, users) = (sys::now_ns(), self.user_counts());
         let bases = self.bases();
         let used: Vec<u64> = bases
             .iter()

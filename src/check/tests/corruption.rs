@@ -216,7 +216,8 @@ fn invariant_7_the_digest_of_a_base_is_compared_on_request() {
         let mut record = BaseRecord::decode(&fs::read(&path).unwrap()).unwrap();
         record.image.identity.digest = Some(digest);
         fs::write(&path, record.encode()).unwrap();
-        fixture.change("one", |r| r.backing.as_mut().unwrap().identity = record.image.identity.clone());
+        fixture
+            .change("one", |r| r.backing.as_mut().unwrap().identity = record.image.identity.clone().into());
     };
     // sha256sum and sha512sum of 8192 bytes 7.
     let sum = |program: &str| {

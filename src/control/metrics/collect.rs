@@ -103,7 +103,7 @@ impl Control {
 
     fn add_disks(&self, values: &mut Values) {
         let attached = self.store.attached();
-        values.add(&DISKS, [], self.store.disks_after(0).len() as u64);
+        values.add(&DISKS, [], self.store.disk_count() as u64);
         values.add(&DISKS_TRASHED, [], self.store.trashed().len() as u64);
         values.add(&TRASH, [], self.store.trash_bytes());
         values.add(&DISKS_ATTACHED, [], attached.len() as u64);

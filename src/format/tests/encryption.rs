@@ -16,7 +16,10 @@ fn encryption() -> Encryption {
 }
 
 fn encrypted(encryption: Encryption) -> DiskRecord {
-    DiskRecord { features: Features { encryption: Some(encryption), ..Features::default() }, ..disk() }
+    DiskRecord {
+        features: Features { encryption: Some(Box::new(encryption)), ..Features::default() },
+        ..disk()
+    }
 }
 
 /// The features of a record with `field` as its only one, after `before` bytes of the record.
@@ -69,7 +72,7 @@ fn a_record_with_encryption_is_read_again() {
     assert!(shredded.is_shredded());
     for encryption in [encryption(), commanded, shredded] {
         let record = DiskRecord {
-            features: Features { encryption: Some(encryption), ..Features::default() },
+            features: Features { encryption: Some(Box::new(encryption)), ..Features::default() },
             ..layered_disk()
         };
         assert_eq!(DiskRecord::decode(&record.encode()).unwrap(), record);

@@ -4,7 +4,7 @@ use super::*;
 use crate::format::limits::{Limits, Rates};
 
 fn limited(limits: Limits) -> DiskRecord {
-    DiskRecord { features: Features { limits, ..Features::default() }, ..disk() }
+    DiskRecord { features: Features { limits: limits.boxed(), ..Features::default() }, ..disk() }
 }
 
 fn all() -> Limits {

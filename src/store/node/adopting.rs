@@ -85,7 +85,7 @@ impl DiskNode {
             } else {
                 let (modified_ns, root) = (disk.delta().modified_ns(), MapRoot::default());
                 let number = new_number()?;
-                self.pools.place(number, self.pools.home(disk.delta().number()));
+                self.shared.pools.place(number, self.shared.pools.home(disk.delta().number()));
                 let spec = DeltaSpec { disk: number, size: 0, overlap: 0, rises: true, modified_ns, root };
                 let delta = self.open_delta(spec)?;
                 delta.inherit(disk.delta());
@@ -117,10 +117,10 @@ impl DiskNode {
             };
             *self.base.write() = ground.base.clone();
             if !keeps_delta {
-                self.rolled_back.lock().push(Arc::downgrade(&disk));
+                self.rare().rolled_back.lock().push(Arc::downgrade(&disk));
             }
             let below = Below { chain, base, pending: Vec::new() };
-            *self.disk.write() = Some(Arc::new(Disk::over(delta, below).with_tap(self.tap.clone())));
+            *self.disk.write() = Some(Arc::new(Disk::over(delta, below).with_tap(self.tap().clone())));
             Ok(())
         });
         match adopted {

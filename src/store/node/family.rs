@@ -2,7 +2,6 @@
 
 use super::DiskNode;
 use crate::format::lineage::{Lineage, SnapshotEntry};
-use crate::format::rework::Purpose;
 
 impl DiskNode {
     /// User, group and permission bits.
@@ -13,13 +12,7 @@ impl DiskNode {
 
     /// Numbers of the bases that it needs: its own, and the one that it is being put on.
     pub(in crate::store) fn bases(&self) -> Vec<u64> {
-        let record = self.writer.record.lock();
-        let next = match record.lineage.rework.as_ref().map(|rework| &rework.purpose) {
-            Some(Purpose::Rebase { to: Some(backing), .. }) => Some(backing.base),
-            _ => None,
-        };
-        let own = record.backing.as_ref().map(|backing| backing.base);
-        own.into_iter().chain(next.filter(|next| own != Some(*next))).collect()
+        self.writer.record.lock().bases().collect()
     }
 
     /// Its deltas and snapshots.

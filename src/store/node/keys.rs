@@ -61,16 +61,9 @@ struct Failure {
 /// The keys of one disk, as far as they are known.
 #[derive(Default)]
 pub(super) struct Keyring {
-    reader: SecretReader,
     ring: Mutex<Option<Ring>>,
     /// Held while a secret is read.
     reading: Mutex<Option<Failure>>,
-}
-
-impl Keyring {
-    pub(super) fn new(reader: SecretReader) -> Self {
-        Self { reader, ..Self::default() }
-    }
 }
 
 /// Reads a secret.
@@ -155,7 +148,7 @@ impl DiskNode {
 
     /// Whether it is encrypted and its keys are not here.
     pub fn is_locked(&self) -> bool {
-        self.is_encrypted() && self.keyring.ring.lock().is_none()
+        self.is_encrypted() && self.rare().keyring.ring.lock().is_none()
     }
 
     fn locked(&self, why: impl Into<String>) -> StoreError {
@@ -167,7 +160,7 @@ impl DiskNode {
     /// # Errors
     /// [`StoreError::Locked`].
     pub fn try_unlock(&self) -> Result<(), StoreError> {
-        *self.keyring.reading.lock() = None;
+        *self.rare().keyring.reading.lock() = None;
         self.unlock()
     }
 
@@ -179,9 +172,9 @@ impl DiskNode {
         if !self.is_locked() {
             return Ok(());
         }
-        let mut reading = self.keyring.reading.lock();
+        let mut reading = self.rare().keyring.reading.lock();
         let record = self.writer.record.lock().features.encryption.clone();
-        let Some(known) = record.filter(|_| self.keyring.ring.lock().is_none()) else { return Ok(()) };
+        let Some(known) = record.filter(|_| self.rare().keyring.ring.lock().is_none()) else { return Ok(()) };
         if known.is_shredded() {
             return Err(self.locked("it was shredded: its keys are gone, and its data with them"));
         }
@@ -194,7 +187,7 @@ impl DiskNode {
         let in_use = self.inherited_live_map.load(Ordering::Acquire);
         let end = first + if in_use { PATIENCE } else { Duration::ZERO };
         let unwrapped = loop {
-            match unwrap_all(&self.keyring.reader, &known) {
+            match unwrap_all(&self.shared.secrets, &known) {
                 Err(_) if Instant::now() < end => std::thread::sleep(PAUSE),
                 done => break done,
             }
@@ -202,7 +195,7 @@ impl DiskNode {
         match unwrapped {
             Ok(ring) => {
                 *reading = None;
-                *self.keyring.ring.lock() = Some(ring);
+                *self.rare().keyring.ring.lock() = Some(ring);
                 Ok(())
             }
             Err(why) => {
@@ -215,7 +208,7 @@ impl DiskNode {
     /// How the bytes of one of its deltas are stored.
     pub(super) fn cipher(&self, record: &DiskRecord, delta: u64) -> Cipher {
         let Some(known) = &record.features.encryption else { return Cipher::Plain };
-        let ring = self.keyring.ring.lock();
+        let ring = self.rare().keyring.ring.lock();
         match ring.as_ref().and_then(|ring| ring.keys.get(&delta)) {
             Some(key) => Cipher::Key(key.clone()),
             None if known.key(delta).is_some() || known.is_shredded() || delta == record.lineage.delta => {
@@ -233,7 +226,7 @@ impl DiskNode {
         }
         let failed = StoreError::io(format!("disk {}", self.name()), "making a key");
         let key = Arc::new(DataKey::random().map_err(failed)?);
-        let mut ring = self.keyring.ring.lock();
+        let mut ring = self.rare().keyring.ring.lock();
         let wrapped = ring.as_mut().map(|ring| {
             let wrapped = ring.wrapped(delta, &key);
             ring.keys.insert(delta, key);
@@ -253,14 +246,15 @@ impl DiskNode {
         deltas: impl Iterator<Item = u64>,
     ) -> Result<Vec<(u64, Arc<DataKey>)>, StoreError> {
         self.unlock()?;
-        let ring = self.keyring.ring.lock();
+        let Some(rare) = self.known_rare() else { return Ok(Vec::new()) };
+        let ring = rare.keyring.ring.lock();
         let key = |delta| Some((delta, ring.as_ref()?.keys.get(&delta)?.clone()));
         Ok(deltas.filter_map(key).collect())
     }
 
     /// Gives a new node the keys of its record.
     pub(in crate::store) fn set_keys(&self, new: NewEncryption) {
-        *self.keyring.ring.lock() = Some(new.ring);
+        *self.rare().keyring.ring.lock() = Some(new.ring);
     }
 
     /// Wraps all keys under another secret, durably, in one replacement of the record. No data is written.
@@ -275,12 +269,12 @@ impl DiskNode {
                 "it is not encrypted; import its contents into a disk that is",
             ));
         }
-        let mut new = NewEncryption::several(&self.keyring.reader, source, 1, &object)?;
+        let mut new = NewEncryption::several(&self.shared.secrets, source, 1, &object)?;
         let Some(mut new) = new.pop() else { return Ok(()) };
         // No key is added meanwhile.
         let _sealing = self.sealing.lock();
         self.unlock()?;
-        if let Some(ring) = &*self.keyring.ring.lock() {
+        if let Some(ring) = &*self.rare().keyring.ring.lock() {
             ring.keys.iter().for_each(|(delta, key)| new.add(*delta, key.clone()));
         }
         let needed = self.writer.record.lock().features.encryption.clone();
@@ -288,9 +282,9 @@ impl DiskNode {
             |key: &WrappedKey| needed.as_ref().is_some_and(|needed| needed.key(key.delta).is_some());
         let mut record = new.record();
         record.keys.retain(is_needed);
-        self.update(|disk| disk.features.encryption = Some(record))?;
+        self.update(|disk| disk.features.encryption = Some(Box::new(record)))?;
         self.set_keys(new);
-        *self.keyring.reading.lock() = None;
+        *self.rare().keyring.reading.lock() = None;
         Ok(())
     }
 }

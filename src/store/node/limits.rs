@@ -15,7 +15,7 @@ impl DiskNode {
 
     /// The limits of its record.
     pub fn limits(&self) -> Limits {
-        self.writer.record.lock().features.limits
+        self.writer.record.lock().features.limits()
     }
 
     /// Changes the limits, durably, and puts them in force. Requests that wait go by them once the service knows
@@ -33,7 +33,7 @@ impl DiskNode {
             return Err(StoreError::invalid(format!("disk {}", self.name()), problem));
         }
         if next != before {
-            self.update(|record| record.features.limits = next)?;
+            self.update(|record| record.features.limits = next.boxed())?;
             self.limiter.set(&next);
         }
         drop(limiting);
@@ -45,28 +45,30 @@ impl DiskNode {
 
     /// Bytes of the disk that count against its quota; `None` without a quota.
     pub fn quota_used(&self) -> Option<u64> {
-        let quota = &self.limiter.quota;
-        if !quota.is_set() {
-            return None;
-        }
+        let quota = self.limiter.quota_if_set()?;
         match self.peek() {
             Some(_) => Some(quota.used()),
             None => {
                 let delta = self.writer.record.lock().lineage.delta;
-                let own = self.medium.allocated(&data_path(delta)).ok().flatten().unwrap_or(0);
+                let own = self.shared.medium.allocated(&data_path(delta)).ok().flatten().unwrap_or(0);
                 Some(own.saturating_add(quota.below()))
             }
         }
     }
 
     /// Counts the sealed layers that this disk alone needs. `needs` has how many disks need each layer, and `bytes_of`
-    /// says what one takes. Does nothing while the layers change: the next call counts them.
-    pub(in crate::store) fn count_layers(&self, needs: &HashMap<u64, u64>, bytes_of: impl Fn(u64) -> u64) {
-        let Some(_sealing) = self.sealing.try_lock() else { return };
+    /// says what one takes. Does nothing while the layers change, and returns false: the next call counts them.
+    pub(in crate::store) fn count_layers(
+        &self,
+        needs: &HashMap<u64, u64>,
+        bytes_of: impl Fn(u64) -> u64,
+    ) -> bool {
+        let Some(_sealing) = self.sealing.try_lock() else { return false };
         let lineage = self.lineage();
         // A pending layer counts as a delta.
         let own = lineage.layers.iter().filter(|layer| !layer.is_pending());
         let own = own.filter(|layer| needs.get(&layer.number).copied().unwrap_or(1) <= 1);
-        self.limiter.quota.set_below(own.map(|layer| bytes_of(layer.number)).sum());
+        self.limiter.quota().set_below(own.map(|layer| bytes_of(layer.number)).sum());
+        true
     }
 }

@@ -9,17 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
+use super::NodeContext;
 use crate::delta::RootStore;
 use crate::format::layout;
 use crate::format::record::{DiskRecord, MapRoot};
-use crate::io::{Medium, MediumFile, Open, replace_or_restore};
-use crate::store::pools::Pools;
+use crate::io::{MediumFile, Open, replace_or_restore};
 use crate::store::records::{RECORD_LIMIT, RECORD_ROOM};
 
 /// Writes the record of one disk. Each caller changes a part of it.
 pub(super) struct RecordWriter {
-    medium: Arc<dyn Medium>,
-    pools: Arc<Pools>,
+    shared: Arc<NodeContext>,
     /// The durable record. Never locked through a system call, so no reader waits for a sync.
     pub(super) record: Mutex<DiskRecord>,
     /// Held while the record is replaced.
@@ -33,10 +32,9 @@ pub(super) fn removed() -> io::Error {
 }
 
 impl RecordWriter {
-    pub(super) fn new(medium: Arc<dyn Medium>, record: DiskRecord, pools: Arc<Pools>) -> Self {
+    pub(super) fn new(record: DiskRecord, shared: Arc<NodeContext>) -> Self {
         Self {
-            medium,
-            pools,
+            shared,
             record: Mutex::new(record),
             replacing: Mutex::new(()),
             retired: AtomicBool::new(false),
@@ -52,7 +50,7 @@ impl RecordWriter {
         let mut next = before.clone();
         change(&mut next);
         // Whatever changed the lineage: the record says where each of its deltas lies.
-        next.features.pools = self.pools.listed_in(&next.lineage);
+        next.features.pools = self.shared.pools.listed_in(&next.lineage);
         next.forget_unneeded_keys();
         let bytes = next.encode();
         let room = if next.lineage.entries() > before.lineage.entries() { RECORD_ROOM } else { 0 };
@@ -70,14 +68,16 @@ impl RecordWriter {
             .features
             .encryption
             .as_ref()
-            .map(|_| self.medium.open(&format!("{}/{name}", layout::DISKS), Open::Existing));
-        replace_or_restore(&*self.medium, layout::DISKS, &name, &bytes, || before.encode())?;
+            .map(|_| self.shared.medium.open(&format!("{}/{name}", layout::DISKS), Open::Existing));
+        replace_or_restore(&*self.shared.medium, layout::DISKS, &name, &bytes, || before.encode())?;
         if let Some(old) = old
             && let Err(error) = old.and_then(|file| wipe(&*file))
         {
             tracing::warn!(disk = next.name, %error, "the old record of an encrypted disk is not overwritten; its wrapped keys may stay in free space");
         }
-        *self.record.lock() = next;
+        let mut record = self.record.lock();
+        self.shared.index.note(Some(&before), &next);
+        *record = next;
         Ok(())
     }
 }

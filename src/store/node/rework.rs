@@ -19,7 +19,7 @@ use crate::delta::{Delta, DeltaError, Edges};
 use crate::disk::{Below, Disk, DiskError, Frozen, Seek};
 use crate::format::BLOCK;
 use crate::format::lineage::{LayerEntry, Lineage, Seal};
-use crate::format::record::{Backing, DiskRecord};
+use crate::format::record::DiskRecord;
 use crate::format::rework::{Purpose, Rework};
 use crate::layers::{Chain, Part};
 use crate::mutant::{Mutant, limit};
@@ -262,7 +262,7 @@ pub(in crate::store) struct NextBase(pub Option<(Arc<BaseNode>, Arc<Base>)>);
 impl DiskNode {
     /// The layer that is being made for the disk.
     pub fn rework(&self) -> Option<Rework> {
-        self.writer.record.lock().lineage.rework.clone()
+        self.writer.record.lock().lineage.rework.as_deref().cloned()
     }
 
     /// Bytes from the start that fall through all of these sealed layers, as their map files have it. The record has what
@@ -273,7 +273,7 @@ impl DiskNode {
     pub(in crate::store) fn overlap_of(&self, lineage: &Lineage, layers: &[u64]) -> Result<u64, StoreError> {
         let mut least = u64::MAX;
         for layer in lineage.layers.iter().filter(|layer| layers.contains(&layer.number)) {
-            let medium = self.pools.medium(layer.number);
+            let medium = self.shared.pools.medium(layer.number);
             let survey = Delta::survey_durable(&Self::layer_spec(lineage, layer), &*medium);
             least = least.min(survey.map_err(|error| self.failed(error))?.overlap);
         }
@@ -289,7 +289,7 @@ impl DiskNode {
         let _sealing = self.sealing.lock();
         let key = self.new_key(rework.layer.number)?;
         self.update(|record| {
-            record.lineage.rework = Some(rework);
+            record.lineage.rework = Some(Box::new(rework));
             record.features.add_key(key);
         })
     }
@@ -350,7 +350,7 @@ impl DiskNode {
         }
         let delta = self.open_uncounted(Self::layer_spec(lineage, &rework.layer))?;
         let alive = Alive::new(RwLock::new(true));
-        *self.making.lock() = Some(alive.clone());
+        *self.rare().making.lock() = Some(alive.clone());
         Ok(Making { delta, alive, source, size, overlap })
     }
 
@@ -368,7 +368,7 @@ impl DiskNode {
 
     /// From here on no file of the layer that is being made is written.
     pub(super) fn end_making(&self) {
-        if let Some(alive) = self.making.lock().take() {
+        if let Some(alive) = self.known_rare().and_then(|rare| rare.making.lock().take()) {
             *alive.write() = false;
         }
     }
@@ -378,14 +378,14 @@ impl DiskNode {
         self.end_making();
         let record = self.record();
         let Some(rework) = &record.lineage.rework else { return Ok(()) };
-        if self.pools.trouble_of([rework.layer.number]).is_some() {
-            if self.pools.is_gone(rework.layer.number) {
+        if self.shared.pools.trouble_of([rework.layer.number]).is_some() {
+            if self.shared.pools.is_gone(rework.layer.number) {
                 // Logged. The record says how far the files are.
                 let _ = self.remove_live_map(rework.layer.number);
             }
             return Ok(());
         }
-        let live = self.live.existing(rework.layer.number);
+        let live = self.shared.live.existing(rework.layer.number);
         let failed = StoreError::io(format!("disk {}", self.name()), "looking for a live map");
         if live.map_err(failed)?.is_none() {
             return Ok(());
@@ -453,7 +453,7 @@ impl DiskNode {
             let removed = record.lineage.remove_unneeded();
             record.lineage.dropped.extend(unneeded(removed));
             if let Some((key, rework)) = follow {
-                record.lineage.rework = Some(rework);
+                record.lineage.rework = Some(Box::new(rework));
                 record.features.add_key(key);
             }
         })?;
@@ -461,7 +461,7 @@ impl DiskNode {
             *self.base.write() = base.0.map(|(node, _)| node);
         }
         let below = Below { chain, base: below, pending: Vec::new() };
-        self.rolled_back.lock().push(Arc::downgrade(&disk));
+        self.rare().rolled_back.lock().push(Arc::downgrade(&disk));
         let over = disk.over_same(below);
         // The trace of another base is not that of this disk.
         let over = if is_rebase { over.without_tap() } else { over };
@@ -500,10 +500,10 @@ impl DiskNode {
         if self.peek().is_some() {
             return Err(in_use());
         }
-        let backing = Backing { base: base.id(), identity: base.record().image.identity.clone() };
+        let backing = base.backing();
         self.update(|record| record.backing = Some(backing))?;
         *self.base.write() = Some(base.clone());
-        *self.failure.lock() = None;
+        self.note_failure(None);
         Ok(())
     }
 }

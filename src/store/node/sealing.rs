@@ -77,8 +77,9 @@ impl DiskNode {
         // What is opened here is shared: it must have its key.
         self.unlock()?;
         let cipher = |delta| self.cipher(record, delta);
-        self.layers
-            .chain_with(specs, self.medium.clone(), &cipher)
+        self.shared
+            .layers
+            .chain_with(specs, self.shared.medium.clone(), &cipher)
             .map_err(|error: LayerError| self.failed(error))
     }
 
@@ -154,8 +155,8 @@ impl DiskNode {
             let layer = self.writer.record.lock().lineage.below;
             return Ok(Moment { layer, size: disk.size(), overlap: disk.delta().overlap() });
         }
-        if !self.layers.has_room() {
-            let limit = self.layers.memory().limit >> 20;
+        if !self.shared.layers.has_room() {
+            let limit = self.shared.layers.memory().limit >> 20;
             let why = format!(
                 "the indexes of layers cannot be written to the store, and those in memory take more than {limit} MiB \
                  already; free space in the store (see `plyfs status` and the daemon's log), and repeat"
@@ -167,7 +168,9 @@ impl DiskNode {
             disk.delta().flush().map_err(|error| self.failed(error))?;
         }
         let number = new_number()?;
-        self.pools.place(number, pool.unwrap_or_else(|| self.pools.home(disk.delta().number())));
+        self.shared
+            .pools
+            .place(number, pool.unwrap_or_else(|| self.shared.pools.home(disk.delta().number())));
         self.begin_sealing(number)?;
         let size = match disk.seal(|| self.put_above(&disk)) {
             Ok(size) => size,
@@ -241,7 +244,7 @@ impl DiskNode {
         delta.inherit(sealed);
         let mut below = disk.below().clone();
         below.pending.insert(0, sealed.clone());
-        let above = Disk::over(delta, below).with_tap(self.tap.clone());
+        let above = Disk::over(delta, below).with_tap(self.tap().clone());
         *self.disk.write() = Some(Arc::new(above));
         Ok(sealed.size())
     }
@@ -262,11 +265,11 @@ impl DiskNode {
             let chain = self.chain(&record, place)?;
             let mut below = Below { chain, ..disk.below().clone() };
             below.pending.pop();
-            self.limiter.quota.sealed(delta.leave_quota());
+            self.limiter.quota().sealed(delta.leave_quota());
             // The delta is shared: calls that run meanwhile may use either disk.
             let _opening = self.opening.lock();
             *self.disk.write() = Some(Arc::new(disk.over_same(below)));
-            self.retiring.lock().push(delta);
+            self.rare().retiring.lock().push(delta);
         }
         self.retire_layers();
         Ok(())
@@ -303,7 +306,8 @@ impl DiskNode {
 
     /// Removes the live maps of sealed layers that no request reads through. Returns whether all are removed.
     pub(super) fn retire_layers(&self) -> bool {
-        let mut retiring = self.retiring.lock();
+        let Some(rare) = self.known_rare() else { return true };
+        let mut retiring = rare.retiring.lock();
         retiring.retain(|delta| {
             // New references are only made of the disk in the slot, which has none of them.
             let is_used = Arc::strong_count(delta) > 1;
@@ -313,7 +317,7 @@ impl DiskNode {
     }
 
     pub(super) fn remove_live_map(&self, delta: u64) -> std::io::Result<()> {
-        self.live.remove(delta).inspect_err(|error| {
+        self.shared.live.remove(delta).inspect_err(|error| {
             tracing::warn!(disk = self.name(), delta, %error, "the live map of a sealed layer stays for now");
         })
     }
@@ -323,19 +327,21 @@ impl DiskNode {
     pub(in crate::store) fn tend_layers(&self, now: Instant) {
         let has_pending = self.peek().is_some_and(|disk| !disk.below().pending.is_empty());
         if !has_pending {
-            self.sealing_retry.succeeded();
-            if self.retiring.lock().is_empty() {
+            let Some(rare) = self.known_rare() else { return };
+            rare.sealing_retry.succeeded();
+            if rare.retiring.lock().is_empty() {
                 return;
             }
         }
-        if !self.sealing_retry.is_due(now) {
+        let retry = &self.rare().sealing_retry;
+        if !retry.is_due(now) {
             return;
         }
         let Some(_sealing) = self.sealing.try_lock() else { return };
         match self.settle() {
-            Ok(()) => self.sealing_retry.succeeded(),
+            Ok(()) => retry.succeeded(),
             Err(error) => {
-                let pause = self.sealing_retry.failed(now).as_secs();
+                let pause = retry.failed(now).as_secs();
                 tracing::warn!(disk = self.name(), %error, "a sealing cannot be completed; it is tried again in {pause} s");
             }
         }
@@ -345,11 +351,12 @@ impl DiskNode {
     pub(super) fn close_layers(&self, disk: &Disk) -> Result<(), StoreError> {
         for delta in disk.below().pending.iter().rev() {
             self.seal_layer(delta)?;
-            self.retiring.lock().push(delta.clone());
+            self.rare().retiring.lock().push(delta.clone());
         }
         // No request runs any more.
-        for delta in self.retiring.lock().drain(..) {
-            let removed = self.live.remove(delta.number());
+        let Some(rare) = self.known_rare() else { return Ok(()) };
+        for delta in rare.retiring.lock().drain(..) {
+            let removed = self.shared.live.remove(delta.number());
             removed.map_err(StoreError::io(format!("disk {}", self.name()), "removing a live map"))?;
         }
         Ok(())
@@ -386,7 +393,7 @@ impl DiskNode {
         let _sealing = self.sealing.lock();
         self.settle()?;
         let disk = self.attach()?;
-        self.pools.place(number, self.pools.home(disk.delta().number()));
+        self.shared.pools.place(number, self.shared.pools.home(disk.delta().number()));
         let key = self.new_key(number)?;
         // All that can fail comes before the record, which drops what the disk has now.
         let chain = self.chain(&self.record(), snapshot.layer)?;
@@ -429,8 +436,8 @@ impl DiskNode {
                 return Err(error);
             }
             let below = Below { chain, base: disk.below().base.clone(), pending: Vec::new() };
-            let back = Disk::over(delta, below).with_tap(self.tap.clone());
-            self.rolled_back.lock().push(Arc::downgrade(&disk));
+            let back = Disk::over(delta, below).with_tap(self.tap().clone());
+            self.rare().rolled_back.lock().push(Arc::downgrade(&disk));
             *self.disk.write() = Some(Arc::new(back));
             Ok(())
         })?;
@@ -439,7 +446,8 @@ impl DiskNode {
 
     /// Whether no request reads what a rollback dropped.
     pub(in crate::store) fn is_quiet(&self) -> bool {
-        let mut rolled_back = self.rolled_back.lock();
+        let Some(rare) = self.known_rare() else { return true };
+        let mut rolled_back = rare.rolled_back.lock();
         rolled_back.retain(|disk| disk.strong_count() > 0);
         rolled_back.is_empty()
     }

@@ -93,7 +93,7 @@ impl DiskNode {
             None => BaseView::Unknown,
         };
         let layers = Below { chain: self.chain(&record, record.lineage.below)?, ..Below::default() };
-        match Delta::survey_durable(&Self::spec(&record), &*self.pools.medium(record.lineage.delta)) {
+        match Delta::survey_durable(&Self::spec(&record), &*self.shared.pools.medium(record.lineage.delta)) {
             Ok(survey) => Ok((map::of_survey(&survey, &view, &layers, cells), false)),
             // A request may have attached it meanwhile and replaced its map file.
             Err(error) => match self.peek() {

@@ -25,6 +25,7 @@ impl DiskNode {
     pub(in crate::store) fn set_linked_in_memory(&self) {
         let record = self.writer.record.lock();
         self.unlinked.fetch_and(record.unlinked, Ordering::AcqRel);
+        self.shared.index.note_name(self.id(), !self.is_unlinked());
     }
 
     /// Removes what a rename over the disk that did not happen left in its record. It means nothing while the disk has

@@ -51,6 +51,15 @@ impl Medium for Router {
     fn stamp(&self, name: &str) -> io::Result<Option<Stamp>> {
         self.of(name).stamp(name)
     }
+    fn list_stamped(&self, dir: &str) -> io::Result<Vec<(String, Option<Stamp>)>> {
+        let mut files = self.0.default.list_stamped(dir)?;
+        if dir == DELTAS {
+            for pool in self.pools() {
+                files.extend(pool.medium.list_stamped(dir)?);
+            }
+        }
+        Ok(files)
+    }
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         let mut names = self.0.default.list(dir)?;
         if dir == DELTAS {

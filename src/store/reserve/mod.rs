@@ -296,6 +296,9 @@ impl Medium for Reserve {
         self.shared.refill();
         done
     }
+    fn list_stamped(&self, dir: &str) -> io::Result<Vec<(String, Option<Stamp>)>> {
+        self.inner.list_stamped(dir)
+    }
     fn stamp(&self, name: &str) -> io::Result<Option<Stamp>> {
         self.inner.stamp(name)
     }

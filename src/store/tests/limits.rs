@@ -54,10 +54,10 @@ fn limits_are_durable_and_are_changed_one_by_one() {
     let store = fixture.open();
     let node = store.disk("one").unwrap();
     assert_eq!(node.limits(), Limits { iops, ..made });
-    assert!(node.limiter().pace.is_limited() && node.limiter().quota.is_set());
+    assert!(node.limiter().pace.is_limited() && node.limiter().quota_if_set().is_some());
     assert_eq!(store.disk("two").unwrap().limits(), Limits::default());
     node.change_limits(|limits| *limits = Limits::default()).unwrap();
-    assert!(!node.limiter().pace.is_limited() && !node.limiter().quota.is_set());
+    assert!(!node.limiter().pace.is_limited() && node.limiter().quota_if_set().is_none());
     let record = fs::read(fixture.path(&format!("disks/{}.disk", node.id()))).unwrap();
     assert!(record[8] < 5, "an older plyfs reads it again");
 }
@@ -73,7 +73,7 @@ fn a_failed_record_leaves_the_limits_as_they_were() {
     let node = store.disk("one").unwrap();
     medium.plan(Fault { call: Call::Write, name: ".disk".into(), skip: 0, times: 2, errno: libc::EIO });
     assert!(node.change_limits(|limits| limits.quota = None).is_err());
-    assert!(node.limiter().quota.is_set() && node.limits().quota == Some(8 * BLOCK));
+    assert!(node.limiter().quota_if_set().is_some() && node.limits().quota == Some(8 * BLOCK));
 }
 
 /// Guards D84.
