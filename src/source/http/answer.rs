@@ -22,6 +22,9 @@ pub(super) const MAX_SKIP: u64 = 1 << 20;
 /// Longest Retry-After that is respected: a guest may wait, and a proxy that sent it may be gone.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 
+/// Longest time for which a redirect is believed, whatever its server says: clocks end.
+const MAX_FRESH: Duration = Duration::from_secs(24 * 3600);
+
 /// Where in a body the requested bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Body {
@@ -199,7 +202,8 @@ fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     let control = text(headers, header::CACHE_CONTROL)?;
     let seconds = control.split(',').find_map(|part| part.trim().strip_prefix("max-age="))?;
     // A redirect with max-age=0 is kept too: otherwise each request would be redirected.
-    seconds.parse().ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
+    let seconds = seconds.parse().ok().filter(|seconds| *seconds > 0);
+    seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_FRESH))
 }
 
 /// Fails for a coded body: its bytes are not the object's.
