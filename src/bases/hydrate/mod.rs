@@ -8,6 +8,8 @@
 //! - Contents that differ from their digest are dropped as a whole, also in memory, and fetched once more from the
 //!   base's own source. When these differ too, the base is refused: no client gets a byte of it until `base verify`
 //!   finds the right contents.
+//! - Contents that one of two digests of a base names are never dropped for the other one: they may be right, and the last
+//!   copy of another base.
 
 mod compare;
 mod fetch;
@@ -43,6 +45,12 @@ const INDEXING: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Why a verification ends when a hydration of its base begins.
 const SUPERSEDED: &str = "a hydration of the base began, which compares it at its end";
+
+/// Why a base is refused.
+const DIFFERED: &str = "it was fetched twice and differs from the digest that it was registered with; check the digest \
+                        and the server, then run `plyfs base verify`";
+const CONTRADICTS: &str = "it has the BLAKE3 hash that it was registered with, and not the SHA-256 or SHA-512 digest, so \
+                           one of the two is of another image; add it as a new base with the right ones";
 
 /// All background work. Clones share one state.
 #[derive(Clone)]
@@ -318,10 +326,12 @@ impl Hydrations {
                         return Err(Stopped::Failed(why.into()));
                     }
                 }
+                // Fetching it again would bring the same bytes, and other bases may share these.
+                Verdict::Contradicts => return Err(self.refuse(node, job, CONTRADICTS)),
                 Verdict::Differs => {
                     differed += u32::from(self.drop_differing(node));
                     if differed == FETCHES {
-                        return Err(self.refuse(node, job));
+                        return Err(self.refuse(node, job, DIFFERED));
                     }
                     // A second fetch shows whether its own source was the cause.
                     fetches = true;
@@ -376,7 +386,7 @@ impl Hydrations {
         own
     }
 
-    fn refuse(&self, node: &BaseNode, job: &Job) -> Stopped {
+    fn refuse(&self, node: &BaseNode, job: &Job, why: &str) -> Stopped {
         if let Err(error) = node.refuse() {
             tracing::error!(
                 %error,
@@ -384,11 +394,7 @@ impl Hydrations {
             );
         }
         job.note_digest(Some(false));
-        Stopped::Failed(
-            "it was fetched twice and differs from the digest that it was registered with; check the digest and the \
-             server, then run `plyfs base verify`"
-                .into(),
-        )
+        Stopped::Failed(why.into())
     }
 
     /// Serves a refused base again, whose contents are right now.
@@ -479,6 +485,7 @@ impl Hydrations {
                 "{} differs from its digest; put the original file back",
                 file.source
             ))),
+            Verdict::Contradicts => Err(Stopped::Failed(CONTRADICTS.into())),
             verdict => Ok(verdict),
         }
     }
