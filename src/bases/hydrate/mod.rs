@@ -351,19 +351,34 @@ impl Hydrations {
     }
 
     /// Drops contents that differ from the digest. Returns whether some of them came from the base's own source.
-    fn drop_differing(&self, node: &BaseNode) -> bool {
+    fn drop_differing(&self, node: &Arc<BaseNode>) -> bool {
         let (record, image) = (node.record(), &node.record().image);
         let contents = self.sources.contents(record, image);
+        let readers = self.readers_of(node, &contents);
         // A block of the copies may be one that differs.
         let (dropped, noted) =
-            dropping(&self.store, &self.sources, node, || self.drop_contents(node, &contents));
+            dropping(&self.store, &self.sources, &readers, || self.drop_contents(node, &readers, &contents));
         if let Err(error) = noted {
             tracing::error!(%error, base = record.name, "the copies of a base that differs from its digest are used again by the next worker, unless its record can be written before");
         }
         dropped
     }
 
-    fn drop_contents(&self, node: &BaseNode, contents: &Contents) -> bool {
+    /// The bases that read what [`drop_contents`](Self::drop_contents) drops: this one, and those that share it.
+    fn readers_of(&self, node: &Arc<BaseNode>, contents: &Contents) -> Vec<Arc<BaseNode>> {
+        let (of, own) = (*contents.file_keys(), contents.has_own());
+        let shares = |other: &Arc<BaseNode>| {
+            let record = other.record();
+            record.files().any(|file| {
+                let theirs = self.sources.of(record, file);
+                theirs.own == of.own || (!own && of.digest.is_some() && theirs.digest == of.digest)
+            })
+        };
+        let others = self.store.bases().into_iter().filter(|other| other.id() != node.id() && shares(other));
+        std::iter::once(node.clone()).chain(others).collect()
+    }
+
+    fn drop_contents(&self, node: &BaseNode, readers: &[Arc<BaseNode>], contents: &Contents) -> bool {
         let record = node.record();
         let unproven = contents.drop_unproven();
         if unproven > 0 {
@@ -378,8 +393,10 @@ impl Hydrations {
         // Without contents of its own, the verified contents are bad, for each base that shares them.
         let bytes =
             contents.evict(EvictReason::Changed, if own { SharedCopies::Keep } else { SharedCopies::Drop });
-        self.sources.forget_in_transit(node.id());
-        node.purge();
+        for reader in readers {
+            self.sources.forget_in_transit(reader.id());
+            reader.purge();
+        }
         let why = "the fetched contents differ from the digest that it was registered with; they are dropped";
         tracing::warn!(base = record.name, bytes, why, "the contents of a base are fetched again");
         self.events.emit(Event::of_base(Kind::BaseChanged, &record.name).because(why));
