@@ -63,7 +63,7 @@ use mirror::{Dispatch, HeldSlots, Mirror};
 use network::Clients;
 pub use network::{Network, Proxies};
 use secrets::Keyring;
-pub(crate) use secrets::read as read_secret;
+pub(crate) use secrets::Reading as SecretReading;
 pub use secrets::{Credentials, NoCredentials, Secret, SecretName, Section};
 pub use servers::HttpCounters;
 use servers::{Count, Servers};

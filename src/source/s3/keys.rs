@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::config::{S3Config, S3Keys};
-use crate::source::http::{Credentials, Failure, Http, Secret, SecretName, Section, read_secret};
+use crate::source::http::{Credentials, Failure, Http, Secret, SecretName, SecretReading, Section};
 
 /// Pause after keys could not be read: while there are none, and while there are old ones.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -35,7 +35,7 @@ pub(super) struct Keys {
 
 enum Source {
     /// The credential helper reads them.
-    Helper { reader: Arc<dyn Credentials>, number: usize, profile: String },
+    Helper { reader: Arc<dyn Credentials>, reading: SecretReading, number: usize, profile: String },
     /// The metadata service of this machine.
     Instance(IMDSv2CredentialProvider),
 }
@@ -64,6 +64,7 @@ impl Keys {
             }
             S3Keys::File(_) | S3Keys::Command(_) | S3Keys::Environment => Source::Helper {
                 reader: reader.clone(),
+                reading: SecretReading::default(),
                 number,
                 profile: config.profile.clone().unwrap_or_else(|| "default".into()),
             },
@@ -120,9 +121,9 @@ impl Keys {
 
     async fn read(&self, http: &Http, generation: u64) -> Result<Held, String> {
         let keys = match &self.source {
-            Source::Helper { reader, number, profile } => {
+            Source::Helper { reader, reading, number, profile } => {
                 let name = SecretName { section: Section::S3, number: *number };
-                parse(&read_secret(reader, name).await?, profile)?
+                parse(&reading.get(reader, name).await?.1, profile)?
             }
             Source::Instance(provider) => {
                 let context = Context::new().with_http_send(Direct(http.direct_client()));
