@@ -28,6 +28,9 @@ fn urls_are_shown_without_secrets() {
         ("ftp://u:s@h/a?s", "ftp://h/a"),
         ("u:s@h/a", "h/a"),
         ("http://u:s@[broken/a", "[broken/a"),
+        ("https://u:s?s@[broken/a", "https://"),
+        ("https://u:s#s@[broken/a", "https://"),
+        ("https://[broken/a?sig=s@s", "https://"),
         ("/a/b?s", "/a/b"),
         ("a\nb\u{1b}[1m?s", "a\u{fffd}b\u{fffd}[1m"),
     ] {

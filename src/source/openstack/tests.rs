@@ -350,3 +350,25 @@ fn a_session_is_sent_as_text() {
     assert_eq!((&*got.token, got.life, &got.image), ("token-1", sent.life, &sent.image));
     assert!(Url::parse(&got.image.clone().unwrap().url).is_ok());
 }
+
+#[test]
+fn an_endpoint_that_is_refused_is_shown_without_its_user_and_query() {
+    let named = |url: &str| {
+        let line = format!("    image_endpoint_override: {url}\n    region_name");
+        PASSWORD.replace("    region_name", &line)
+    };
+    let bad = [
+        "https://u:hidden@h/",
+        "http://u:hidden@h/",
+        "https://h/?key=hidden",
+        "ftp://u:hidden@h/",
+        "u:hidden@h",
+    ];
+    for bad in bad {
+        let why = session(&named(bad), json!([]), false).image.clone().unwrap_err();
+        assert!(!why.contains("hidden"), "{why}");
+        let catalog = image(&[endpoint("internal", "R1", bad)]);
+        let why = session(PASSWORD, catalog, false).image.clone().unwrap_err();
+        assert!(!why.contains("hidden"), "{why}");
+    }
+}
