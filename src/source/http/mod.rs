@@ -68,7 +68,7 @@ pub use secrets::{Credentials, NoCredentials, Secret, SecretName, Section};
 pub use servers::HttpCounters;
 use servers::{Count, Servers};
 pub use url::{check_url, shown};
-pub(crate) use url::{parse, percent_decode};
+pub(crate) use url::{climbs, parse, percent_decode};
 use wait::{Patience, Wait};
 
 /// Bytes of the first request.

@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use super::Http;
 use super::answer::Failure;
 use super::authorise::{Authoriser, Grant, Job, Refusal, Remedy, Unsigned};
-use super::url::origin;
+use super::url::{climbs, origin};
 use crate::config::{CredentialSource, HttpConfig};
 
 /// Pause after credentials could not be read.
@@ -308,8 +308,8 @@ fn covers(scope: &Url, url: &Url) -> bool {
     let Some(rest) = url.path().strip_prefix(scope.path()) else { return false };
     origin(scope) == origin(url)
         && (rest.is_empty() || scope.path().ends_with('/') || rest.starts_with('/'))
-        // A server may decode the slash and leave the scope through the parent directory.
-        && !url.path().to_ascii_lowercase().contains("..%2f")
+        // A server may decode a slash and leave the scope through the parent directory.
+        && !climbs(url.path())
 }
 
 /// Header lines that describe the request. Credentials must not set them.

@@ -72,6 +72,12 @@ pub(crate) fn parse(text: &str) -> Result<Url, SourceError> {
     Ok(url)
 }
 
+/// Whether a path leads to a parent directory once it is decoded. The parser resolves `..` between slashes; a server may
+/// decode a slash or a backslash, too.
+pub(crate) fn climbs(path: &str) -> bool {
+    percent_decode(path).split(['/', '\\']).any(|part| part == "..")
+}
+
 /// Scheme, host and port of the server that a request goes to.
 pub(super) fn origin(url: &Url) -> String {
     let port = url.port_or_known_default().unwrap_or(0);

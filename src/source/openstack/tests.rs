@@ -333,11 +333,26 @@ fn places_of_images_are_read_as_the_operator_writes_them() {
 fn places_of_objects_are_read_as_the_operator_writes_them() {
     let place = ObjectPlace::parse("swift://prod/images/a/b.raw").unwrap().unwrap();
     assert_eq!(place, ObjectPlace { cloud: "prod".into(), path: "images/a/b.raw".into() });
-    for wrong in
-        ["swift://prod/images", "swift://prod/images/", "swift:///a/b", "swift://p/a/../b", "swift://p/a/b?c"]
-    {
-        assert!(ObjectPlace::parse(wrong).unwrap().is_err(), "{wrong}");
+    // A URL parser takes a backslash for a slash, and drops tabs; a server may decode %2f.
+    for wrong in [
+        "swift://prod/images",
+        "swift://prod/images/",
+        "swift:///a/b",
+        "swift://p/a/../b",
+        "swift://p/a/b?c",
+        "swift://p/%2e%2e/b",
+        "swift://p/a/.%2E/b",
+        "swift://p/a/%2e/b",
+        "swift://p/a/..%2f..%2Fb",
+        "swift://p/a/..%5cb",
+        "swift://p/a/..\\..\\b",
+        "swift://p/a/.\t./b",
+        "swift://p/a/b\n",
+    ] {
+        assert!(ObjectPlace::parse(wrong).unwrap().is_err(), "{wrong:?}");
     }
+    let odd = ObjectPlace::parse("swift://prod/images/..a/b..%2fc").unwrap();
+    assert_eq!(odd, Ok(ObjectPlace { cloud: "prod".into(), path: "images/..a/b..%2fc".into() }));
     assert!(ObjectPlace::parse("https://h/a").is_none());
 }
 

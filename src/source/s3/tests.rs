@@ -108,6 +108,9 @@ fn keys_sign_at_no_other_host_whatever_a_redirect_says() {
         ("http://s3.example.org/b/k", false),
         ("https://s3.example.org:444/b/k", false),
         ("https://evils3.example.org/b/k", false),
+        // A server may decode the slash, and leave the bucket.
+        ("https://s3.example.org/b/..%2fc/k", false),
+        ("https://s3.example.org/b/%2e%2e%2fc/k", false),
         ("https://b.s3.eu-west-1.amazonaws.com/k", false),
     ] {
         assert_eq!(own.region_of("b", &url(text), "r").is_some(), is_own, "{text}");
