@@ -163,6 +163,10 @@ pub(super) fn judge(
     asked: &RangeRequest<'_>,
 ) -> Result<Body, Failure> {
     match status.as_u16() {
+        // The parts of a whole image would be held in memory where their length is not announced.
+        206 if asked.sending == Sending::Whole => {
+            Err(Failure::Protocol("it answers 206 (a part) to a request without a range".into()))
+        }
         206 => partial(headers, asked),
         200 => whole(headers, asked),
         204 => Err(Failure::Protocol("it answers 204 (no content)".into())),
