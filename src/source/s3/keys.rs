@@ -36,8 +36,8 @@ pub(super) struct Keys {
 enum Source {
     /// The credential helper reads them.
     Helper { reader: Arc<dyn Credentials>, reading: SecretReading, number: usize, profile: String },
-    /// The metadata service of this machine.
-    Instance(IMDSv2CredentialProvider),
+    /// The metadata service of this machine, at this URL.
+    Instance(String),
 }
 
 struct Held {
@@ -58,10 +58,7 @@ impl Keys {
     pub fn new(config: &S3Config, number: usize, reader: &Arc<dyn Credentials>) -> Option<Self> {
         let source = match config.keys()? {
             S3Keys::Anonymous => return None,
-            S3Keys::Instance(url) => {
-                let url = url.trim_end_matches('/');
-                Source::Instance(IMDSv2CredentialProvider::new().with_endpoint(url))
-            }
+            S3Keys::Instance(url) => Source::Instance(url.trim_end_matches('/').to_owned()),
             S3Keys::File(_) | S3Keys::Command(_) | S3Keys::Environment => Source::Helper {
                 reader: reader.clone(),
                 reading: SecretReading::default(),
@@ -125,13 +122,16 @@ impl Keys {
                 let name = SecretName { section: Section::S3, number: *number };
                 parse(&reading.get(reader, name).await?.1, profile)?
             }
-            Source::Instance(provider) => {
+            Source::Instance(url) => {
+                // A new one each time: it keeps the token of its session for hours, which a machine that was restored or
+                // moved has no use for.
+                let provider = IMDSv2CredentialProvider::new().with_endpoint(url.as_str());
                 let context = Context::new().with_http_send(Direct(http.direct_client()));
                 let found = tokio::time::timeout(INSTANCE_TIME, provider.provide_credential(&context)).await;
                 let text = "the metadata service of this machine";
                 found
                     .map_err(|_| format!("{text} does not answer within {INSTANCE_TIME:?}"))?
-                    .map_err(|error| format!("{text}: {error}"))?
+                    .map_err(|error| format!("{text}: {}", brief(&error)))?
                     .ok_or_else(|| format!("{text} has none; give the machine a role"))?
             }
         };
@@ -173,6 +173,13 @@ impl HttpSend for Direct {
         answer.map_err(|_| reqsign_core::Error::unexpected("the answer is not HTTP"))
     }
 }
+
+/// The message of an error, which may repeat an answer.
+fn brief(error: &reqsign_core::Error) -> String {
+    error.to_string().chars().take(LONGEST_MESSAGE).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+const LONGEST_MESSAGE: usize = 300;
 
 /// Most bytes of an answer of the metadata service.
 const LONGEST: usize = 64 << 10;
