@@ -26,7 +26,7 @@ pub(super) use self::kept::{KeptPages, ProofDisk};
 use crate::format::proof::{FAN, GROUP, Hash, Layout, PageId, ProofHeader, SUFFIX};
 use crate::source::pages::{Page, ProvenPages, hash_in};
 use crate::source::{
-    Deliver, Fetch, Kind, Location, Parts, ProofOfRange, Purpose, RemoteSource, SourceError, Stall, UrlState,
+    Deliver, Fetch, Kind, Parts, ProofOfRange, Purpose, RemoteSource, SourceError, Stall, UrlState,
 };
 
 /// Pages of all proofs in memory: 8 MiB.
@@ -258,12 +258,8 @@ impl ProofPages {
 
 /// The URL or path of a proof beside an image.
 pub(super) fn beside(image: &str) -> String {
-    if !Location::of(image).is_url() {
-        return format!("{image}{SUFFIX}");
-    }
-    let end = image.find(['?', '#']).unwrap_or(image.len());
-    let end_of_query = image.find('#').unwrap_or(image.len());
-    format!("{}{SUFFIX}{}", &image[..end], &image[end..end_of_query.max(end)])
+    // A URL of no kind is refused elsewhere.
+    Kind::of(image).unwrap_or(Kind::Http).neighbour(image, SUFFIX)
 }
 
 /// The URLs of the proofs beside an image, of those of its URLs that another object can be beside.

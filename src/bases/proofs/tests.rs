@@ -258,6 +258,9 @@ fn a_proof_lies_beside_the_image_under_its_name() {
         ("https://h/a.raw", "https://h/a.raw.obao"),
         ("https://h/a.raw?token=x/y#z", "https://h/a.raw.obao?token=x/y"),
         ("https://h/a.raw#z", "https://h/a.raw.obao"),
+        // A version is one of the image, and a # is a part of a key.
+        ("s3://b/a.raw?versionId=v", "s3://b/a.raw.obao"),
+        ("s3://b/a#1.raw", "s3://b/a#1.raw.obao"),
     ] {
         assert_eq!(beside(image), proof);
     }
