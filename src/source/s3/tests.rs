@@ -240,4 +240,8 @@ fn a_presigned_url_is_known_by_its_query() {
     assert!(presigned(&url(signed)).is_some());
     assert!(presigned(&url("X-Amz-Date=20261130T140000Z&X-Amz-Expires=600")).is_none());
     assert!(presigned(&url("token=1")).is_none());
+    // Times that no message could show.
+    for date in ["19600101T000000Z", "-00100101T000000Z"] {
+        assert!(presigned(&url(&signed.replace("20261130T140000Z", date))).is_none(), "{date}");
+    }
 }
