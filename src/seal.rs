@@ -14,6 +14,7 @@ use crate::format::proof::{Builder, HEADER_AREA, Hash, ProofHeader, SUFFIX};
 
 /// Bytes of one read.
 const PIECE: usize = 1 << 20;
+const CHANGED: &str = "it changed meanwhile; seal it when it does not change any more";
 
 /// A proof that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,13 +102,17 @@ pub fn seal(image: &Path, out: &Path, note: &mut dyn FnMut(u64) -> bool) -> Resu
         };
         builder.update(&piece[..got], &mut |offset, page| to.write_all_at(page, offset)).map_err(write)?;
         done += got as u64;
+        // A file that grows faster than it is read has no end.
+        if done > before.len() {
+            return unfit(CHANGED);
+        }
         if !note(done) {
             return Err(SealError::Interrupted);
         }
     }
     let after = file.metadata().map_err(read)?;
     let (Some(root), true) = (builder.root(), done == before.len() && is_unmodified(&before, &after)) else {
-        return unfit("it changed meanwhile; seal it when it does not change any more");
+        return unfit(CHANGED);
     };
     let header = ProofHeader { size: before.len(), root };
     to.write_all_at(&header.encode(), 0).map_err(write)?;

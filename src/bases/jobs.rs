@@ -111,7 +111,7 @@ impl Bases {
                 self.sources.contents(base.record(), file).pin(options.pinned);
             }
         }
-        let ((), noted) = dropping(&self.store, &self.sources, &base, || {
+        let ((), noted) = dropping(&self.store, &self.sources, std::slice::from_ref(&base), || {
             for file in local {
                 self.sources.evict(base.record(), file, &others);
             }

@@ -183,7 +183,7 @@ impl Bases {
         let options = base.set_options(|options| options.hydrate = false)?;
         self.hydrations.cancel(base.id(), "the base was evicted");
         let others = self.others(&base);
-        let (dropped, noted) = dropping(&self.store, &self.sources, &base, || {
+        let (dropped, noted) = dropping(&self.store, &self.sources, std::slice::from_ref(&base), || {
             self.sources.forget_in_transit(base.id());
             let mut dropped = 0;
             for file in &files {

@@ -24,6 +24,7 @@ use crate::events::Events;
 use crate::fetch::kept::Reach;
 use crate::format::record::{Digest, ImageFormat, Strictness, Token};
 use crate::io::LiveDir;
+use crate::seal::{beside, seal};
 use crate::source::OpenHere;
 use crate::source::http::{Network, NoCredentials, Proxies};
 use crate::store::pools::{NoPools, OpenPools};
@@ -378,4 +379,32 @@ fn a_hydration_that_finds_no_room_names_the_bound_and_its_remedy() {
         }
         house.bases.cancel_job("hydrate-b").unwrap();
     }
+}
+
+#[test]
+fn a_wrong_digest_of_one_base_drops_no_contents_that_are_right_by_the_proof_of_another() {
+    let house = House::new();
+    let path = house.image("a", 1);
+    seal(&path, &beside(&path), &mut |_| true).unwrap();
+    let right = house.add(raw("right", &path)).unwrap();
+    house.hydrated("right");
+    assert_eq!(house.kept(&right), SIZE as u64);
+    let wrong = Description { digest: Some(Digest::Sha256([9; 32])), ..raw("wrong", &path) };
+    let wrong = house.add(wrong).unwrap();
+    house.bases.hydrate("wrong", None).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    let progress = loop {
+        let progress = house.bases.progress(wrong.id()).unwrap();
+        // The only copy of the image, for the guests of the other base.
+        assert_eq!(house.kept(&right), SIZE as u64, "{progress:?}");
+        if progress.has_ended() {
+            break progress;
+        }
+        assert!(Instant::now() < end, "{progress:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    assert_eq!((progress.state, progress.digest_matches), (State::Failed, Some(false)));
+    let why = progress.error.unwrap();
+    assert!(why.contains("BLAKE3") && why.contains("SHA-256"), "{why}");
+    assert!(wrong.options().refused && !right.options().refused);
 }

@@ -33,7 +33,7 @@ pub const SUFFIX: &str = ".obao";
 pub type Hash = [u8; 32];
 
 /// What the header of a proof says. Only the size is used without being proven.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ProofHeader {
     /// Bytes of the image file.
     pub size: u64,

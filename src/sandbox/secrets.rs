@@ -146,6 +146,12 @@ fn decode(message: &[u8]) -> Option<SecretName> {
 fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     process::set_name(c"plyfs-secrets");
     process::close_all_but(socket.as_fd())?;
+    // That of the worker ends the process, after a message on a descriptor that is closed here. The text of a panic may
+    // have a part of a secret.
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map_or_else(String::new, ToString::to_string);
+        tracing::error!(place, "the credential helper panicked");
+    }));
     std::env::set_current_dir("/")?;
     let network = clouds::network(config);
     match files(&config.http).filter(|_| config.encryption.key_command.is_none()) {
@@ -177,9 +183,8 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
             Ok((0, _)) => return Ok(()),
             Ok((got, Some(reply))) if got >= 4 => {
                 let (request, config, tokens) = (request[..got].to_vec(), config.clone(), tokens.clone());
-                // Each request has its own thread, because a program may take long.
                 let thread = std::thread::Builder::new().name("secret".into());
-                let _ = thread.spawn(move || answer(&find(&request, &config, tokens.as_deref()), &reply));
+                carry_out(thread, reply, move || find(&request, &config, tokens.as_deref()));
             }
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {}
@@ -204,7 +209,26 @@ fn files(http: &HttpConfig) -> Option<Vec<&Path>> {
     http.credentials.iter().map(file).chain(keys).collect()
 }
 
-/// Carries out a request.
+/// Carries out a request on a thread of its own, because a program may take long. There is always an answer: a worker that
+/// gets none takes the helper for gone, and ends.
+fn carry_out(
+    thread: std::thread::Builder,
+    reply: OwnedFd,
+    work: impl FnOnce() -> Result<Secret, String> + Send + 'static,
+) {
+    let reply = Arc::new(reply);
+    let theirs = reply.clone();
+    let run = move || {
+        let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        let bug = |_| Err("a bug of plyfs ended the request; report it with the log".to_owned());
+        answer(&found.unwrap_or_else(bug), &theirs);
+    };
+    if let Err(error) = thread.spawn(run) {
+        answer(&Err(format!("the credential helper has no thread for it: {error}")), &reply);
+    }
+}
+
+/// The answer to a request.
 fn find(request: &[u8], config: &Config, tokens: Option<&Tokens>) -> Result<Secret, String> {
     if let Some(key) = KeyRequest::decode(request) {
         return key.obtain(&config.encryption);

@@ -64,3 +64,16 @@ fn an_image_that_changes_meanwhile_gets_no_proof_and_nothing_is_left() {
     assert!(matches!(seal(&path, &beside(&path), &mut |_| true), Err(SealError::Image { .. })));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn an_image_that_grows_as_fast_as_it_is_read_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = image(dir.path(), &bytes(2 << 20));
+    let mut note = |done| {
+        let file = OpenOptions::new().append(true).open(&path).unwrap();
+        file.set_len(done + (2 << 20)).unwrap();
+        done < 50 << 20
+    };
+    let error = seal(&path, &beside(&path), &mut note).unwrap_err();
+    assert!(matches!(error, SealError::Image { .. }), "{error}");
+}

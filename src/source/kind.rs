@@ -166,6 +166,20 @@ mod places {
             }
         }
 
+        /// The place of the object whose name is that of the object at `place`, which is of this kind, and `suffix`.
+        pub fn neighbour(self, place: &str, suffix: &str) -> String {
+            match self {
+                Self::File => format!("{place}{suffix}"),
+                // A key has any character but ?, and the version behind that is one of the object.
+                Self::S3 => format!("{}{suffix}", place.split('?').next().unwrap_or(place)),
+                Self::Http | Self::Glance => {
+                    let end = place.find(['?', '#']).unwrap_or(place.len());
+                    let end_of_query = place.find('#').unwrap_or(place.len()).max(end);
+                    format!("{}{suffix}{}", &place[..end], &place[end..end_of_query])
+                }
+            }
+        }
+
         /// What a record has of an object that a server described by its validators.
         pub fn identity(self, found: HttpIdentity) -> BaseIdentity {
             match self {

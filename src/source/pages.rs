@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::format::proof::{Hash, PageId};
+use crate::format::proof::{Hash, PageId, ProofHeader};
 
 /// A proven page. Its hash in the page above was compared, up to the root.
 pub type Page = Arc<[u8]>;
@@ -15,18 +15,22 @@ pub fn hash_in(page: &Page, at: usize) -> Hash {
     page.as_chunks::<32>().0[at]
 }
 
-/// See the module. Pages of all proofs share the bound; a proof is named by its root.
+/// See the module. Pages of all proofs share the bound. A proof is named by its header and not by its root alone: a page
+/// belongs to a root without saying of which size the file is, so a proof of another size can have other pages with the
+/// same root.
 pub struct ProvenPages {
     /// Pages of one of the two halves.
     most: usize,
     halves: Mutex<Halves>,
 }
 
+type Key = (ProofHeader, PageId);
+
 /// The newer half takes pages until it is full, and then is the older one. A page that is used moves to the newer half.
 #[derive(Default)]
 struct Halves {
-    newer: HashMap<(Hash, PageId), Page>,
-    older: HashMap<(Hash, PageId), Page>,
+    newer: HashMap<Key, Page>,
+    older: HashMap<Key, Page>,
 }
 
 impl ProvenPages {
@@ -36,8 +40,8 @@ impl ProvenPages {
     }
 
     /// A page that is here.
-    pub fn get(&self, root: &Hash, page: PageId) -> Option<Page> {
-        let key = (*root, page);
+    pub fn get(&self, proof: &ProofHeader, page: PageId) -> Option<Page> {
+        let key = (*proof, page);
         let mut halves = self.halves.lock();
         if let Some(found) = halves.newer.get(&key) {
             return Some(found.clone());
@@ -48,8 +52,8 @@ impl ProvenPages {
     }
 
     /// Adds a page that was proven.
-    pub fn add(&self, root: &Hash, page: PageId, bytes: Page) {
-        self.halves.lock().put(self.most, (*root, page), bytes);
+    pub fn add(&self, proof: &ProofHeader, page: PageId, bytes: Page) {
+        self.halves.lock().put(self.most, (*proof, page), bytes);
     }
 
     /// Pages that are here.
@@ -61,7 +65,7 @@ impl ProvenPages {
 }
 
 impl Halves {
-    fn put(&mut self, most: usize, key: (Hash, PageId), page: Page) {
+    fn put(&mut self, most: usize, key: Key, page: Page) {
         if self.newer.len() >= most {
             self.older = std::mem::take(&mut self.newer);
         }

@@ -13,7 +13,7 @@ use super::pages::{Page, ProvenPages, hash_in};
 use super::{
     Disproven, FileSource, Identity, OpenImage, Source, SourceError, SourceErrorKind, disproven, proven_key,
 };
-use crate::format::proof::{GROUP, Hash, Layout, PageId};
+use crate::format::proof::{GROUP, Hash, Layout, PageId, ProofHeader};
 use crate::format::record::FileProof;
 
 /// Most bytes that are read at once for a range that does not lie on groups.
@@ -24,7 +24,7 @@ const PAGES: usize = 512;
 /// A proof in a file of this host.
 pub struct ProofFile {
     file: FileSource,
-    root: Hash,
+    header: ProofHeader,
     layout: Layout,
     pages: ProvenPages,
 }
@@ -36,7 +36,8 @@ impl ProofFile {
     /// When it cannot be opened, or has another size than the proof of such a file.
     pub fn open(opener: &dyn OpenImage, path: &Path, root: Hash, size: u64) -> Result<Self, SourceError> {
         let file = FileSource::open_with(opener, path)?;
-        let this = Self { root, layout: Layout::of(size), pages: ProvenPages::new(PAGES), file };
+        let header = ProofHeader { size, root };
+        let this = Self { header, layout: Layout::of(size), pages: ProvenPages::new(PAGES), file };
         let (found, wanted) = (this.file.size(), this.layout.proof_size());
         if found != wanted {
             let why = format!("it has {found} bytes, and the proof of this image has {wanted}");
@@ -52,7 +53,7 @@ impl ProofFile {
 
     /// A page with this hash.
     fn page(&self, page: PageId, hash: &Hash) -> Result<Page, SourceError> {
-        if let Some(found) = self.pages.get(&self.root, page) {
+        if let Some(found) = self.pages.get(&self.header, page) {
             return Ok(found);
         }
         let (offset, length) = self.layout.place(page);
@@ -63,14 +64,14 @@ impl ProofFile {
             return Err(self.unusable(self.file.path(), &why));
         }
         let bytes: Page = bytes.into();
-        self.pages.add(&self.root, page, bytes.clone());
+        self.pages.add(&self.header, page, bytes.clone());
         Ok(bytes)
     }
 
     /// The hash of a group.
     fn hash_of(&self, group: u64) -> Result<Hash, SourceError> {
-        let Some((lowest, place)) = self.layout.page_of(group) else { return Ok(self.root) };
-        if let Some(found) = self.pages.get(&self.root, lowest) {
+        let Some((lowest, place)) = self.layout.page_of(group) else { return Ok(self.header.root) };
+        if let Some(found) = self.pages.get(&self.header, lowest) {
             return Ok(hash_in(&found, place));
         }
         // From the highest page down; at most six, as the image is at most 64 TiB.
@@ -78,7 +79,7 @@ impl ProofFile {
         while let Some(last) = path.last().copied().filter(|last| !self.layout.is_top(*last)) {
             path.push(last.parent().0);
         }
-        let mut hash = self.root;
+        let mut hash = self.header.root;
         for (number, page) in path.iter().enumerate().rev() {
             let found = self.page(*page, &hash)?;
             let at = number.checked_sub(1).map_or(place, |below| path[below].parent().1);

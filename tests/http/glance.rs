@@ -567,3 +567,38 @@ fn keystone_gives_a_token_for_a_password() {
     server.stop();
     assert!(ask().unwrap_err().contains(&format!("keystone at {}", server.address())));
 }
+
+/// Only the first URL of a base is probed to its ID.
+#[test]
+fn an_image_is_read_by_its_name_where_a_mirror_names_it() {
+    let house = House::new();
+    let probed = house.probe().unwrap();
+    let identity = GlanceIdentity::of(&probed.identity).unwrap();
+    let by_name = ["glance+cloud://prod/debian".to_owned()];
+    let source = house.client.http.open_image(&by_name, identity, briefly());
+    assert_eq!(house.client.read(&source, 5..100).unwrap(), house.part(5..100));
+    // The image that has the name now is another one.
+    house.set("os_hash_value", "cd".repeat(64));
+    let identity = GlanceIdentity::of(&probed.identity).unwrap();
+    let source = house.client.http.open_image(&by_name, identity, briefly());
+    fails(house.client.read(&source, 0..100), Changed, &["os_hash_value is another one"]);
+}
+
+/// A part of unknown length would be held in memory as a whole.
+#[test]
+fn a_part_in_place_of_a_whole_image_is_refused() {
+    let house = House::new();
+    let probed =
+        house.probe_with(&format!("glance+cloud://prod/{ID}"), RemoteOptions::default(), true).unwrap();
+    let size = house.object.bytes.len();
+    let mut answer = format!(
+        "HTTP/1.1 206 Partial Content\r\nContent-MD5: {MD5}\r\nContent-Range: bytes 0-{}/{size}\r\nConnection: \
+         close\r\n\r\n",
+        size - 1
+    )
+    .into_bytes();
+    answer.extend_from_slice(&house.object.bytes);
+    house.change(|image| image.data = Some(Reply::Raw(answer)));
+    let source = house.open(&probed, briefly());
+    fails(house.client.read_for(&source, 0..size as u64, Purpose::Hydrate), Protocol, &["206"]);
+}

@@ -281,3 +281,31 @@ fn redirects_to_many_dead_hosts_count_as_failures_of_their_url() {
         assert!(client.wait(reading.done).unwrap() == object.bytes[at..at + 1]);
     }
 }
+
+/// Each waiting read has the message of the last failure.
+#[test]
+fn a_redirect_to_an_endless_url_is_refused_in_a_short_message() {
+    let Pair { object, origin, client, .. } = pair();
+    for long in
+        [format!("http://127.0.0.1:1/{}", "a".repeat(50_000)), format!("ftp://h/{}", "a".repeat(5000))]
+    {
+        origin.on(move |_| Reply::redirect(long.clone()));
+        let source = client.open_briefly(&origin.url("/image"), &object);
+        let text = fails(client.read(&source, 0..10), Protocol, &["it redirects to"]);
+        assert!(text.len() < 1000, "{} bytes", text.len());
+    }
+}
+
+/// Regression: the worker ended, because no clock has the time at which such a redirect ends.
+#[test]
+fn a_redirect_that_is_valid_for_ever_is_followed() {
+    let Pair { object, origin, target, client } = pair();
+    let to = target.url("/a");
+    for seconds in [u64::MAX, u64::MAX / 2, 1 << 60] {
+        let control = format!("public, max-age={seconds}");
+        let lines = vec![("Location".into(), to.clone()), ("Cache-Control".into(), control)];
+        origin.on(move |_| Reply::Status(302, lines.clone(), Vec::new()));
+        let source = client.open_briefly(&origin.url("/image"), &object);
+        assert!(client.read(&source, 5..10).unwrap() == object.bytes[5..10]);
+    }
+}

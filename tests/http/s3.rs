@@ -488,10 +488,13 @@ fn keys_of_the_machine_come_from_its_metadata_service_and_are_renewed() {
     let (server, metadata) = (Server::start(object.clone()), Server::start(Object::new(1)));
     let given = Arc::new(Mutex::new("first"));
     let current = given.clone();
+    let session = Arc::new(AtomicUsize::new(0));
+    let valid = session.clone();
     metadata.on(move |request| {
-        let has_token = request.header("x-aws-ec2-metadata-token") == Some("metadata-token");
+        let token = format!("metadata-token-{}", valid.load(Ordering::SeqCst));
+        let has_token = request.header("x-aws-ec2-metadata-token") == Some(&*token);
         let body = match (request.method.as_str(), request.target.as_str()) {
-            ("PUT", "/latest/api/token") => "metadata-token".to_owned(),
+            ("PUT", "/latest/api/token") => token,
             _ if !has_token => return Reply::status(401),
             ("GET", "/latest/meta-data/iam/security-credentials/") => "role".to_owned(),
             ("GET", "/latest/meta-data/iam/security-credentials/role") => {
@@ -517,7 +520,13 @@ fn keys_of_the_machine_come_from_its_metadata_service_and_are_renewed() {
     server.on(requires(&[("second", "SK")]));
     assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10]);
     assert_eq!(keys.reads(), 0, "the helper process is not asked");
+    // The machine was restored elsewhere: its metadata service does not know the token of before.
+    session.store(1, Ordering::SeqCst);
+    *given.lock().unwrap() = "third";
+    server.on(requires(&[("third", "SK")]));
+    let brief = client.open_briefly(&url("a"), &object);
+    assert!(client.read(&brief, 0..10).unwrap() == object.bytes[..10]);
     drop(metadata);
-    server.on(requires(&[("second", "SK")]));
+    server.on(requires(&[("third", "SK")]));
     assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10], "keys that are valid are used on");
 }

@@ -322,30 +322,42 @@ impl Copies {
     }
 }
 
-/// Drops blocks of a base. Its copies are not used meanwhile, and count as copies of nothing afterwards. Returns also
-/// whether that was noted durably; when it was not, this worker uses no copy of the base any more.
+/// Drops blocks that these bases read. Their copies are not used meanwhile, and count as copies of nothing afterwards.
+/// Returns also whether that was noted durably; when it was not, this worker uses no copy of those bases any more.
 pub(super) fn dropping<T>(
     store: &Store,
     sources: &HostSources,
-    base: &BaseNode,
+    bases: &[Arc<BaseNode>],
     drop_blocks: impl FnOnce() -> T,
 ) -> (T, Result<(), StoreError>) {
-    if base.options().copies.is_none() {
-        return (drop_blocks(), Ok(()));
-    }
-    let suspended = sources.copies().suspend(base.id());
-    let dropped = drop_blocks();
-    let noted = store.new_number().and_then(|number| {
-        base.set_options(|options| {
-            if let Some(copies) = &mut options.copies {
-                copies.number = number;
+    let copied: Vec<_> = bases.iter().filter(|base| base.options().copies.is_some()).collect();
+    let suspended: Vec<_> = copied.iter().map(|base| sources.copies().suspend(base.id())).collect();
+    let mut all_noted = Ok(());
+    let mut held = Vec::new();
+    // Before a block goes: a worker that is killed in between has dropped nothing that a copy could bring back.
+    for (base, suspended) in copied.into_iter().zip(suspended) {
+        match another_number(store, base) {
+            Ok(()) => held.push(suspended),
+            Err(error) => {
+                std::mem::forget(suspended);
+                all_noted = Err(error);
             }
-        })
-    });
-    if noted.is_err() {
-        std::mem::forget(suspended);
+        }
     }
-    (dropped, noted.map(drop))
+    let dropped = drop_blocks();
+    drop(held);
+    (dropped, all_noted)
+}
+
+/// Makes copies of nothing of all copies that a base has.
+fn another_number(store: &Store, base: &BaseNode) -> Result<(), StoreError> {
+    let number = store.new_number()?;
+    base.set_options(|options| {
+        if let Some(copies) = &mut options.copies {
+            copies.number = number;
+        }
+    })
+    .map(drop)
 }
 
 impl FileCopies {

@@ -38,6 +38,8 @@ pub enum Verdict {
     Matches,
     /// The contents differ from the digest.
     Differs,
+    /// The contents have the BLAKE3 hash, and not the other digest: one of the two is not of this image.
+    Contradicts,
     /// There is no digest; the contents are complete and intact.
     Sound,
     /// The contents are not complete, or not intact.
@@ -69,11 +71,9 @@ pub fn kept(
         block += read.max(1);
         note((block * CACHE_BLOCK).min(contents.size()))?;
     }
-    Ok(match (whole, sum.matches()) {
+    Ok(match (whole, sum.verdict()) {
         (false, _) => Verdict::Incomplete,
-        (true, None) => Verdict::Sound,
-        (true, Some(false)) => Verdict::Differs,
-        (true, Some(true)) => {
+        (true, Verdict::Matches) => {
             if !contents.is_verified() && !frozen.seal() {
                 tracing::warn!(
                     "contents match their digest, but that cannot be noted; `plyfs base verify` compares them again"
@@ -81,6 +81,7 @@ pub fn kept(
             }
             Verdict::Matches
         }
+        (true, verdict) => verdict,
     })
 }
 
@@ -105,11 +106,7 @@ pub fn file(
         at += read as u64;
         note(at)?;
     }
-    Ok(match sum.matches() {
-        None => Verdict::Sound,
-        Some(true) => Verdict::Matches,
-        Some(false) => Verdict::Differs,
-    })
+    Ok(sum.verdict())
 }
 
 /// Compares a file of this host with its proof, group by group. Returns what to tell of the ranges that differ; none when
@@ -181,14 +178,19 @@ impl<'a> Sum<'a> {
         }
     }
 
-    /// Whether all digests match; none without one.
-    fn matches(self) -> Option<bool> {
+    /// What the digests say of contents that are complete.
+    fn verdict(self) -> Verdict {
         let sha = match self.sha {
             Sha::None => None,
             Sha::Sha256(sum, digest) => Some(sum.finalize()[..] == digest[..]),
             Sha::Sha512(sum, digest) => Some(sum.finalize()[..] == digest[..]),
         };
         let blake3 = self.blake3.map(|(sum, root)| sum.finalize().as_bytes() == root);
-        [sha, blake3].into_iter().flatten().reduce(|one, other| one && other)
+        match (sha, blake3) {
+            (None, None) => Verdict::Sound,
+            (Some(false), Some(true)) => Verdict::Contradicts,
+            (Some(false), _) | (_, Some(false)) => Verdict::Differs,
+            (Some(true), _) | (_, Some(true)) => Verdict::Matches,
+        }
     }
 }

@@ -8,6 +8,8 @@
 //! - Contents that differ from their digest are dropped as a whole, also in memory, and fetched once more from the
 //!   base's own source. When these differ too, the base is refused: no client gets a byte of it until `base verify`
 //!   finds the right contents.
+//! - Contents that one of two digests of a base names are never dropped for the other one: they may be right, and the last
+//!   copy of another base.
 
 mod compare;
 mod fetch;
@@ -43,6 +45,12 @@ const INDEXING: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Why a verification ends when a hydration of its base begins.
 const SUPERSEDED: &str = "a hydration of the base began, which compares it at its end";
+
+/// Why a base is refused.
+const DIFFERED: &str = "it was fetched twice and differs from the digest that it was registered with; check the digest \
+                        and the server, then run `plyfs base verify`";
+const CONTRADICTS: &str = "it has the BLAKE3 hash that it was registered with, and not the SHA-256 or SHA-512 digest, so \
+                           one of the two is of another image; add it as a new base with the right ones";
 
 /// All background work. Clones share one state.
 #[derive(Clone)]
@@ -318,10 +326,12 @@ impl Hydrations {
                         return Err(Stopped::Failed(why.into()));
                     }
                 }
+                // Fetching it again would bring the same bytes, and other bases may share these.
+                Verdict::Contradicts => return Err(self.refuse(node, job, CONTRADICTS)),
                 Verdict::Differs => {
                     differed += u32::from(self.drop_differing(node));
                     if differed == FETCHES {
-                        return Err(self.refuse(node, job));
+                        return Err(self.refuse(node, job, DIFFERED));
                     }
                     // A second fetch shows whether its own source was the cause.
                     fetches = true;
@@ -341,19 +351,34 @@ impl Hydrations {
     }
 
     /// Drops contents that differ from the digest. Returns whether some of them came from the base's own source.
-    fn drop_differing(&self, node: &BaseNode) -> bool {
+    fn drop_differing(&self, node: &Arc<BaseNode>) -> bool {
         let (record, image) = (node.record(), &node.record().image);
         let contents = self.sources.contents(record, image);
+        let readers = self.readers_of(node, &contents);
         // A block of the copies may be one that differs.
         let (dropped, noted) =
-            dropping(&self.store, &self.sources, node, || self.drop_contents(node, &contents));
+            dropping(&self.store, &self.sources, &readers, || self.drop_contents(node, &readers, &contents));
         if let Err(error) = noted {
             tracing::error!(%error, base = record.name, "the copies of a base that differs from its digest are used again by the next worker, unless its record can be written before");
         }
         dropped
     }
 
-    fn drop_contents(&self, node: &BaseNode, contents: &Contents) -> bool {
+    /// The bases that read what [`drop_contents`](Self::drop_contents) drops: this one, and those that share it.
+    fn readers_of(&self, node: &Arc<BaseNode>, contents: &Contents) -> Vec<Arc<BaseNode>> {
+        let (of, own) = (*contents.file_keys(), contents.has_own());
+        let shares = |other: &Arc<BaseNode>| {
+            let record = other.record();
+            record.files().any(|file| {
+                let theirs = self.sources.of(record, file);
+                theirs.own == of.own || (!own && of.digest.is_some() && theirs.digest == of.digest)
+            })
+        };
+        let others = self.store.bases().into_iter().filter(|other| other.id() != node.id() && shares(other));
+        std::iter::once(node.clone()).chain(others).collect()
+    }
+
+    fn drop_contents(&self, node: &BaseNode, readers: &[Arc<BaseNode>], contents: &Contents) -> bool {
         let record = node.record();
         let unproven = contents.drop_unproven();
         if unproven > 0 {
@@ -368,15 +393,17 @@ impl Hydrations {
         // Without contents of its own, the verified contents are bad, for each base that shares them.
         let bytes =
             contents.evict(EvictReason::Changed, if own { SharedCopies::Keep } else { SharedCopies::Drop });
-        self.sources.forget_in_transit(node.id());
-        node.purge();
+        for reader in readers {
+            self.sources.forget_in_transit(reader.id());
+            reader.purge();
+        }
         let why = "the fetched contents differ from the digest that it was registered with; they are dropped";
         tracing::warn!(base = record.name, bytes, why, "the contents of a base are fetched again");
         self.events.emit(Event::of_base(Kind::BaseChanged, &record.name).because(why));
         own
     }
 
-    fn refuse(&self, node: &BaseNode, job: &Job) -> Stopped {
+    fn refuse(&self, node: &BaseNode, job: &Job, why: &str) -> Stopped {
         if let Err(error) = node.refuse() {
             tracing::error!(
                 %error,
@@ -384,11 +411,7 @@ impl Hydrations {
             );
         }
         job.note_digest(Some(false));
-        Stopped::Failed(
-            "it was fetched twice and differs from the digest that it was registered with; check the digest and the \
-             server, then run `plyfs base verify`"
-                .into(),
-        )
+        Stopped::Failed(why.into())
     }
 
     /// Serves a refused base again, whose contents are right now.
@@ -479,6 +502,7 @@ impl Hydrations {
                 "{} differs from its digest; put the original file back",
                 file.source
             ))),
+            Verdict::Contradicts => Err(Stopped::Failed(CONTRADICTS.into())),
             verdict => Ok(verdict),
         }
     }

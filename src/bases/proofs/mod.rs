@@ -23,10 +23,10 @@ use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 
 pub use self::find::Wanted;
 pub(super) use self::kept::{KeptPages, ProofDisk};
-use crate::format::proof::{FAN, GROUP, Hash, Layout, PageId, SUFFIX};
+use crate::format::proof::{FAN, GROUP, Hash, Layout, PageId, ProofHeader, SUFFIX};
 use crate::source::pages::{Page, ProvenPages, hash_in};
 use crate::source::{
-    Deliver, Fetch, Kind, Location, Parts, ProofOfRange, Purpose, RemoteSource, SourceError, Stall, UrlState,
+    Deliver, Fetch, Kind, Parts, ProofOfRange, Purpose, RemoteSource, SourceError, Stall, UrlState,
 };
 
 /// Pages of all proofs in memory: 8 MiB.
@@ -36,7 +36,7 @@ const AHEAD: u64 = 32;
 
 /// The pages of the proof of one file.
 pub struct ProofPages {
-    root: Hash,
+    header: ProofHeader,
     layout: Arc<Layout>,
     memory: Arc<ProvenPages>,
     kept: Option<KeptPages>,
@@ -58,7 +58,7 @@ impl ProofPages {
         remote: Arc<dyn RemoteSource>,
     ) -> Arc<Self> {
         let (layout, asking) = (Arc::new(Layout::of(size)), Mutex::default());
-        Arc::new(Self { root, layout, memory, kept, remote, asking })
+        Arc::new(Self { header: ProofHeader { size, root }, layout, memory, kept, remote, asking })
     }
 
     /// The hashes of the groups of a range, as a fetch takes them.
@@ -79,7 +79,7 @@ impl ProofPages {
     ) -> Result<Parts, SourceError> {
         let groups = range.start / GROUP..range.end.min(self.layout.size()).div_ceil(GROUP);
         if self.layout.levels() == 0 {
-            return Ok(Parts::groups(&self.layout, 0, vec![self.root]));
+            return Ok(Parts::groups(&self.layout, 0, vec![self.header.root]));
         }
         let pages = groups.start / FAN..groups.end.max(groups.start + 1).div_ceil(FAN);
         let found = match self.in_memory(0, &pages) {
@@ -91,7 +91,7 @@ impl ProofPages {
     }
 
     fn in_memory(&self, level: u8, pages: &Range<u64>) -> Option<Vec<Page>> {
-        pages.clone().map(|index| self.memory.get(&self.root, PageId { level, index })).collect()
+        pages.clone().map(|index| self.memory.get(&self.header, PageId { level, index })).collect()
     }
 
     /// Pages of the lowest level: what is missing is fetched from the highest level down, so that each page can be
@@ -113,7 +113,7 @@ impl ProofPages {
             let scale = FAN.pow(level.into());
             let pages = wanted.start / scale..(wanted.end - 1) / scale + 1;
             let expected: Vec<Hash> = match &above {
-                None => vec![self.root],
+                None => vec![self.header.root],
                 Some((first, found)) => pages
                     .clone()
                     .map(|index| {
@@ -147,11 +147,11 @@ impl ProofPages {
         let mut found: Vec<Option<Page>> = Vec::with_capacity(expected.len());
         let mut turns = Vec::new();
         for index in pages.clone() {
-            let mut here = self.memory.get(&self.root, page(index));
+            let mut here = self.memory.get(&self.header, page(index));
             if here.is_none() {
                 // In ascending order, so that no two fetches wait for each other.
                 turns.push(self.turn(page(index), purpose == Purpose::Demand).await);
-                here = self.memory.get(&self.root, page(index));
+                here = self.memory.get(&self.header, page(index));
             }
             found.push(here);
         }
@@ -163,7 +163,7 @@ impl ProofPages {
             for (page, bytes) in kept.read(wanted).await {
                 if self.layout.page_has(page, &bytes, hash(page.index)) {
                     let bytes: Page = bytes.into();
-                    self.memory.add(&self.root, page, bytes.clone());
+                    self.memory.add(&self.header, page, bytes.clone());
                     found[(page.index - pages.start) as usize] = Some(bytes);
                 }
             }
@@ -209,7 +209,7 @@ impl ProofPages {
         self.remote.clone().fetch_proven(range, purpose, since, deliver, parts.known()).await?;
         let came = std::mem::take(&mut *came.lock());
         for (index, page) in (first.index..).zip(&came) {
-            self.memory.add(&self.root, PageId { index, ..first }, page.clone());
+            self.memory.add(&self.header, PageId { index, ..first }, page.clone());
         }
         self.keep(first, &came);
         Ok(came)
@@ -237,17 +237,17 @@ impl ProofPages {
                 let (offset, length) = self.layout.place(page);
                 let Some(bytes) = head.get(offset as usize..(offset + length) as usize) else { return any };
                 let hash = match self.layout.is_top(page) {
-                    true => Some(self.root),
+                    true => Some(self.header.root),
                     false => {
                         let (parent, at) = page.parent();
-                        self.memory.get(&self.root, parent).map(|parent| hash_in(&parent, at))
+                        self.memory.get(&self.header, parent).map(|parent| hash_in(&parent, at))
                     }
                 };
                 if !hash.is_some_and(|hash| self.layout.page_has(page, bytes, &hash)) {
                     return any;
                 }
                 let bytes: Page = bytes.into();
-                self.memory.add(&self.root, page, bytes.clone());
+                self.memory.add(&self.header, page, bytes.clone());
                 self.keep(page, &[bytes]);
                 any = true;
             }
@@ -258,12 +258,8 @@ impl ProofPages {
 
 /// The URL or path of a proof beside an image.
 pub(super) fn beside(image: &str) -> String {
-    if !Location::of(image).is_url() {
-        return format!("{image}{SUFFIX}");
-    }
-    let end = image.find(['?', '#']).unwrap_or(image.len());
-    let end_of_query = image.find('#').unwrap_or(image.len());
-    format!("{}{SUFFIX}{}", &image[..end], &image[end..end_of_query.max(end)])
+    // A URL of no kind is refused elsewhere.
+    Kind::of(image).unwrap_or(Kind::Http).neighbour(image, SUFFIX)
 }
 
 /// The URLs of the proofs beside an image, of those of its URLs that another object can be beside.

@@ -239,13 +239,15 @@ fn the_beginning_of_a_proof_gives_the_pages_that_it_has_and_none_that_are_wrong(
 fn memory_has_as_many_pages_as_it_may_have() {
     let pages = ProvenPages::new(64);
     let page = |index| PageId { level: 0, index };
+    let of = |size, root| ProofHeader { size, root: [root; 32] };
     for index in 0..1000 {
-        pages.add(&[1; 32], page(index), Page::from(vec![0; 32]));
-        assert!(pages.get(&[1; 32], page(0)).is_some(), "a page that is used stays");
+        pages.add(&of(5, 1), page(index), Page::from(vec![0; 32]));
+        assert!(pages.get(&of(5, 1), page(0)).is_some(), "a page that is used stays");
         assert!(pages.count() <= 64);
     }
-    assert!(pages.get(&[1; 32], page(1)).is_none());
-    assert!(pages.get(&[2; 32], page(0)).is_none(), "a page of another proof");
+    assert!(pages.get(&of(5, 1), page(1)).is_none());
+    assert!(pages.get(&of(5, 2), page(0)).is_none(), "a page of another proof");
+    assert!(pages.get(&of(6, 1), page(0)).is_none(), "a page of a proof of another size");
 }
 
 #[test]
@@ -256,6 +258,9 @@ fn a_proof_lies_beside_the_image_under_its_name() {
         ("https://h/a.raw", "https://h/a.raw.obao"),
         ("https://h/a.raw?token=x/y#z", "https://h/a.raw.obao?token=x/y"),
         ("https://h/a.raw#z", "https://h/a.raw.obao"),
+        // A version is one of the image, and a # is a part of a key.
+        ("s3://b/a.raw?versionId=v", "s3://b/a.raw.obao"),
+        ("s3://b/a#1.raw", "s3://b/a#1.raw.obao"),
     ] {
         assert_eq!(beside(image), proof);
     }
@@ -264,4 +269,41 @@ fn a_proof_lies_beside_the_image_under_its_name() {
     // A base that was moved is looked for there, too.
     assert_eq!(places_of(&urls(&["https://h/a"]), &old), old);
     assert_eq!(places_of(&new, &old), urls(&["https://h/a.obao", "https://n/a.obao", "https://m/a.obao"]));
+}
+
+/// The hash of `bytes`, which lie at `offset` of a file that is longer.
+fn subtree(bytes: &[u8], offset: usize) -> Hash {
+    use blake3::hazmat::HasherExt as _;
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(offset as u64).update(bytes);
+    hasher.finalize_non_root()
+}
+
+/// The highest page of a proof says nothing of the size: halves of groups, taken for groups of a file of twice the size,
+/// have the same root.
+///
+/// Guards D104.
+#[test]
+fn a_proof_of_another_size_with_the_same_root_spoils_no_page_of_a_base() {
+    let house = House::new();
+    let (size, half) = (4 * GROUP as usize, GROUP as usize / 2);
+    let image = &image()[..size];
+    let (bytes, root) = proof_of(image);
+    let memory = Arc::new(ProvenPages::new(64));
+    let pages = |size: usize, bytes: Vec<u8>| {
+        let server = Served { bytes, requests: AtomicUsize::new(0), down: false.into() };
+        ProofPages::new((root, size as u64), memory.clone(), None, Arc::new(server))
+    };
+    let halves = image.chunks(half).enumerate().map(|(at, bytes)| subtree(bytes, at * half));
+    let mut hostile = ProofHeader { size: 2 * size as u64, root }.encode();
+    hostile.extend(halves.flatten());
+    assert!(pages(2 * size, hostile.clone()).take_head(&hostile), "it belongs to the root");
+    let parts = house.parts(&pages(size, bytes.clone()), 0..size as u64);
+    for (at, group) in (0..).step_by(GROUP as usize).zip(image.chunks(GROUP as usize)) {
+        assert!(parts.prove(at, group), "the group at {at}");
+    }
+    // The other way round: the right page is too short for the other file.
+    assert!(pages(size, bytes.clone()).take_head(&bytes));
+    let other = house.parts(&pages(2 * size, hostile), 0..2 * size as u64);
+    assert!(!other.prove(0, &image[..GROUP as usize]));
 }

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::*;
-use crate::bases::copies::CopyView;
+use crate::bases::copies::{CopyView, dropping};
+use crate::seal::{beside, seal};
 use crate::store::pools::{HostPools, make_identity};
 
 /// A house with these pools, which are directories beside the store.
@@ -129,4 +130,45 @@ fn numbers_of_copies_that_do_not_fit_are_refused() {
     assert_eq!(house.store.base("b").unwrap().options().copies.unwrap().number, number);
     house.bases.pin("b", true, Some(1)).unwrap();
     assert_eq!(house.store.base("b").unwrap().options().copies, None);
+}
+
+/// Guards D102.
+#[test]
+fn contents_that_differ_come_back_from_no_copy_of_another_base_that_shares_them() {
+    let house = with_pools(&["one"]);
+    let image = house.image("a.img", 7);
+    seal(&image, &beside(&image), &mut |_| true).unwrap();
+    let kept = house.add(raw("kept", &image)).unwrap();
+    let other = house.add(raw("other", &image)).unwrap();
+    // All of it is in the cache, with a block that a bug or a disk spoiled.
+    let contents = house.bases.sources().contents(kept.record(), &kept.record().image);
+    let mut bytes = vec![7; SIZE];
+    bytes[0] = 8;
+    contents.insert(0, &bytes);
+    kept.set_options(|options| options.hydrate = true).unwrap();
+    house.bases.pin("kept", true, Some(2)).unwrap();
+    wait_until_current(&house, "kept", 1);
+    let before = kept.options().copies.unwrap();
+    house.bases.hydrate("other", None).unwrap();
+    until("the hydration", || house.bases.progress(other.id()).filter(|progress| progress.has_ended()));
+    let after = kept.options().copies.unwrap();
+    assert_ne!(before.number, after.number, "a copy with the spoiled block is a copy of what is cached now");
+    assert_eq!(house.bases.progress(other.id()).unwrap().state, State::Done);
+}
+
+/// A worker that is killed while blocks are dropped leaves no copy that brings some of them back.
+///
+/// Guards D102.
+#[test]
+fn copies_are_copies_of_nothing_before_the_first_block_is_dropped() {
+    let house = with_pools(&["one"]);
+    let image = house.image("a.img", 7);
+    let base = house.add(with_digest("b", &image)).unwrap();
+    house.bases.pin("b", true, Some(2)).unwrap();
+    let before = base.options().copies.unwrap().number;
+    let number = || base.options().copies.unwrap().number;
+    let (during, noted) = dropping(&house.store, house.bases.sources(), std::slice::from_ref(&base), number);
+    noted.unwrap();
+    assert_ne!(during, before);
+    assert_eq!(during, number());
 }

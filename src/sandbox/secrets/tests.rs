@@ -1,15 +1,16 @@
 //! The tests of the helper process run in processes of their own, because only a process with one thread can fork it.
 
 use std::fs;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::{CredentialHelper, LONGEST, execute, read};
+use super::{CredentialHelper, GRANTED, LONGEST, REFUSED, carry_out, execute, read};
 use crate::config::{CloudConfig, Config, CredentialConfig, Overrides};
-use crate::io::confine::{end_process, in_child};
+use crate::io::confine::{MAX_MESSAGE, end_process, in_child, receive_message};
 use crate::io::sys;
 use crate::source::http::{Credentials, Secret, SecretName, Section};
 
@@ -248,4 +249,24 @@ fn answer_token(stream: &mut std::net::TcpStream) -> String {
     )
     .unwrap();
     body
+}
+
+/// A worker without an answer takes the helper for gone and aborts.
+#[test]
+fn a_request_that_cannot_be_carried_out_is_answered() {
+    let asked = |thread: std::thread::Builder, work: fn() -> Result<Secret, String>| {
+        let (ours, theirs) = sys::message_pair().unwrap();
+        carry_out(thread, theirs, work);
+        let mut answer = vec![0; MAX_MESSAGE];
+        let (got, _) = receive_message(ours.as_fd(), &mut answer).unwrap();
+        assert!(got > 1, "no answer");
+        (answer[0], String::from_utf8(answer[1..got].to_vec()).unwrap())
+    };
+    let plain = std::thread::Builder::new;
+    assert_eq!(asked(plain(), || Ok(Secret::new(b"abc".to_vec()))), (GRANTED, "abc".into()));
+    let (kind, why) = asked(plain(), || panic!("a bug"));
+    assert!(kind == REFUSED && why.contains("a bug of plyfs"), "{why}");
+    // As when the host has no more threads.
+    let (kind, why) = asked(plain().stack_size(1 << 60), || Ok(Secret::new(Vec::new())));
+    assert!(kind == REFUSED && why.contains("no thread"), "{why}");
 }

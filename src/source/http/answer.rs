@@ -22,6 +22,9 @@ pub(super) const MAX_SKIP: u64 = 1 << 20;
 /// Longest Retry-After that is respected: a guest may wait, and a proxy that sent it may be gone.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 
+/// Longest time for which a redirect is believed, whatever its server says: clocks end.
+const MAX_FRESH: Duration = Duration::from_secs(24 * 3600);
+
 /// Where in a body the requested bytes are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Body {
@@ -160,6 +163,10 @@ pub(super) fn judge(
     asked: &RangeRequest<'_>,
 ) -> Result<Body, Failure> {
     match status.as_u16() {
+        // The parts of a whole image would be held in memory where their length is not announced.
+        206 if asked.sending == Sending::Whole => {
+            Err(Failure::Protocol("it answers 206 (a part) to a request without a range".into()))
+        }
         206 => partial(headers, asked),
         200 => whole(headers, asked),
         204 => Err(Failure::Protocol("it answers 204 (no content)".into())),
@@ -199,7 +206,8 @@ fn fresh_for(headers: &HeaderMap) -> Option<Duration> {
     let control = text(headers, header::CACHE_CONTROL)?;
     let seconds = control.split(',').find_map(|part| part.trim().strip_prefix("max-age="))?;
     // A redirect with max-age=0 is kept too: otherwise each request would be redirected.
-    seconds.parse().ok().filter(|seconds| *seconds > 0).map(Duration::from_secs)
+    let seconds = seconds.parse().ok().filter(|seconds| *seconds > 0);
+    seconds.map(|seconds| Duration::from_secs(seconds).min(MAX_FRESH))
 }
 
 /// Fails for a coded body: its bytes are not the object's.

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 use super::address::{Reach, host_not_public, not_public};
 use super::answer::{Failure, text};
 use super::authorise::{Authoriser, Grant, Job, Refusal, Remedy, Unsigned};
-use super::secrets::{Credentials, SecretName, Section, read};
+use super::secrets::{Credentials, Reading, SecretName, Section};
 use super::url::{origin, server};
 use super::{Http, tls, words};
 use crate::config::{CloudConfig, LocationKind};
@@ -52,7 +52,10 @@ pub(super) struct CloudTokens {
     /// Where the data of images may be read besides Glance.
     pub locations: Vec<LocationKind>,
     reader: Arc<dyn Credentials>,
-    held: tokio::sync::Mutex<Option<Held>>,
+    reading: Reading,
+    held: parking_lot::Mutex<Option<Held>>,
+    /// Held while keystone is asked, and in the pause after it failed. A request with a valid token does not wait for it.
+    asking: tokio::sync::Mutex<()>,
     /// The origins of the services, as the last session says.
     origins: parking_lot::Mutex<Vec<String>>,
     renewing: AtomicBool,
@@ -87,7 +90,9 @@ impl Clouds {
                 number,
                 locations: cloud.locations.clone(),
                 reader: reader.clone(),
-                held: tokio::sync::Mutex::new(None),
+                reading: Reading::default(),
+                held: parking_lot::Mutex::default(),
+                asking: tokio::sync::Mutex::default(),
                 origins: parking_lot::Mutex::default(),
                 renewing: AtomicBool::new(false),
             })
@@ -132,21 +137,35 @@ impl CloudTokens {
         }
     }
 
+    /// The session that is held, while it is valid.
+    fn valid(self: &Arc<Self>) -> Option<Held> {
+        let now = Instant::now();
+        let held = self.held.lock().clone().filter(|held| now < held.ends())?;
+        if now >= held.renews() && !self.renewing.swap(true, Ordering::AcqRel) {
+            // Requests go on with the old token meanwhile.
+            tokio::spawn(self.clone().renew_early(held.clone()));
+        }
+        Some(held)
+    }
+
     /// A valid session: the one that is held, or a new one.
     async fn current(self: &Arc<Self>) -> Result<Held, Failure> {
-        let mut held = self.held.lock().await;
-        let now = Instant::now();
-        if let Some(held) = held.as_ref().filter(|held| now < held.ends()) {
-            if now >= held.renews() && !self.renewing.swap(true, Ordering::AcqRel) {
-                // Requests go on with the old token meanwhile.
-                tokio::spawn(self.clone().renew_early(held.clone()));
-            }
-            return Ok(held.clone());
+        if let Some(held) = self.valid() {
+            return Ok(held);
         }
-        match self.get(held.as_ref()).await {
-            Ok(new) => Ok(held.insert(new).clone()),
+        let _asking = self.asking.lock().await;
+        if let Some(held) = self.valid() {
+            return Ok(held);
+        }
+        let old = self.held.lock().clone();
+        if let Some(old) = &old {
+            // A token that ends at once.
+            tokio::time::sleep_until(old.since + AGAIN).await;
+        }
+        match self.get(old.as_ref()).await {
+            Ok(new) => Ok(self.held.lock().insert(new).clone()),
             Err(why) => {
-                // With the lock held: all requests that need a token wait, so keystone is not asked more often.
+                // All requests that need a token wait, so keystone is not asked more often.
                 tokio::time::sleep(AGAIN).await;
                 Err(Failure::again(format!("a token of cloud {}: {why}", self.name)))
             }
@@ -154,25 +173,34 @@ impl CloudTokens {
     }
 
     async fn renew_early(self: Arc<Self>, old: Held) {
-        match self.get(Some(&old)).await {
-            Ok(new) => {
-                let mut held = self.held.lock().await;
-                if held.as_ref().is_none_or(|held| held.generation == old.generation) {
-                    *held = Some(new);
+        {
+            let _asking = self.asking.lock().await;
+            if self.holds(&old) {
+                match self.get(Some(&old)).await {
+                    Ok(new) => *self.held.lock() = Some(new),
+                    Err(why) => {
+                        tracing::warn!(
+                            cloud = self.name,
+                            why,
+                            "a token cannot be renewed; the old one is used"
+                        );
+                        tokio::time::sleep(AGAIN).await;
+                    }
                 }
-            }
-            Err(why) => {
-                tracing::warn!(cloud = self.name, why, "a token cannot be renewed; the old one is used");
-                tokio::time::sleep(AGAIN).await;
             }
         }
         self.renewing.store(false, Ordering::Release);
     }
 
+    /// Whether no other session came since.
+    fn holds(&self, session: &Held) -> bool {
+        self.held.lock().as_ref().is_none_or(|held| held.generation == session.generation)
+    }
+
     /// Gets a new session in place of one that a service refused. Returns whether there is another token now.
     async fn renew(&self, refused: &Held) -> Result<bool, Failure> {
-        let mut held = self.held.lock().await;
-        if held.as_ref().is_some_and(|held| held.generation != refused.generation) {
+        let _asking = self.asking.lock().await;
+        if !self.holds(refused) {
             return Ok(true);
         }
         if refused.since.elapsed() < AGAIN {
@@ -181,10 +209,12 @@ impl CloudTokens {
         }
         match self.get(Some(refused)).await {
             Ok(new) => {
-                *held = Some(new);
+                *self.held.lock() = Some(new);
                 Ok(true)
             }
             Err(why) => {
+                // As in `current`.
+                tokio::time::sleep(AGAIN).await;
                 let name = &self.name;
                 Err(Failure::again(format!(
                     "a token of cloud {name} was refused (401), and a new one: {why}"
@@ -194,8 +224,8 @@ impl CloudTokens {
     }
 
     async fn get(&self, old: Option<&Held>) -> Result<Held, String> {
-        let since = Instant::now();
-        let secret = read(&self.reader, SecretName { section: Section::Cloud, number: self.number }).await?;
+        let name = SecretName { section: Section::Cloud, number: self.number };
+        let (since, secret) = self.reading.get(&self.reader, name).await?;
         let session: Session =
             serde_json::from_slice(secret.bytes()).map_err(|_| "it is of another version".to_owned())?;
         let places = [&session.image, &session.object_store];

@@ -414,10 +414,8 @@ impl Image {
 
     async fn find(&self, http: &Http, pinned: Option<&GlanceIdentity>) -> Result<Found, Failure> {
         let (glance, reach) = self.endpoint(http).await?;
-        let record = self.record(http, &glance, reach).await?;
-        if let Some(why) = record.unreadable() {
-            return Err(Failure::Denied { status: 403, why, advice: None });
-        }
+        // A mirror may name the image by its name.
+        let record = self.identify(http).await?;
         if let Some(pinned) = pinned {
             let found = pinned.compare(record.size.unwrap_or(0), &record.id, &hash_of(&record));
             if let Some(why) = found.difference() {

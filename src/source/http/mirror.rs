@@ -42,6 +42,10 @@ pub(super) const SLOW: Duration = Duration::from_secs(1);
 /// How long requests bypass caches on the way after one of them had another object.
 const SUSPECT: Duration = Duration::from_secs(60);
 
+/// Longest URL of a redirect, and how much of it a message shows.
+const LONGEST_TARGET: usize = 16 << 10;
+const LONGEST_SHOWN: usize = 200;
+
 /// The shortest time between two log lines that a URL sends wrong bytes.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
@@ -347,7 +351,7 @@ impl Mirror {
                     if let Some(refused) = refused_address(&error) {
                         return Err(Failure::Protocol(format!(
                             "it redirects to {}: {refused}",
-                            shown(url.as_str())
+                            brief(url.as_str())
                         )));
                     }
                     let failure = match tls::problem(&error) {
@@ -427,7 +431,7 @@ pub(super) fn peer_is_allowed(
     {
         return Err(format!(
             "it redirects to {}: {address} is no public address ({range})",
-            shown(url.as_str())
+            brief(url.as_str())
         ));
     }
     Ok(())
@@ -449,9 +453,17 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     text.windows(part.len()).any(|window| window == part)
 }
 
+/// A URL that a server sent, for messages: each waiting read has one.
+fn brief(url: &str) -> String {
+    shown(url).chars().take(LONGEST_SHOWN).collect()
+}
+
 /// The target of a redirect, if it may lead there.
 fn next_hop(http: &Http, from: &Url, to: &str, reach: Reach) -> Result<Target, Failure> {
-    let refuse = |why: &str| Err(Failure::Protocol(format!("it redirects to {}: {why}", shown(to))));
+    let refuse = |why: &str| Err(Failure::Protocol(format!("it redirects to {}: {why}", brief(to))));
+    if to.len() > LONGEST_TARGET {
+        return refuse("that URL is longer than 16384 bytes");
+    }
     let Ok(mut next) = from.join(to) else { return refuse("that is not a URL") };
     match (from.scheme(), next.scheme()) {
         (_, "https") | ("http", "http") => {}

@@ -63,12 +63,12 @@ use mirror::{Dispatch, HeldSlots, Mirror};
 use network::Clients;
 pub use network::{Network, Proxies};
 use secrets::Keyring;
-pub(crate) use secrets::read as read_secret;
+pub(crate) use secrets::Reading as SecretReading;
 pub use secrets::{Credentials, NoCredentials, Secret, SecretName, Section};
 pub use servers::HttpCounters;
 use servers::{Count, Servers};
 pub use url::{check_url, shown};
-pub(crate) use url::{parse, percent_decode};
+pub(crate) use url::{climbs, parse, percent_decode};
 use wait::{Patience, Wait};
 
 /// Bytes of the first request.

@@ -15,17 +15,22 @@ use std::time::Duration;
 
 use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use tokio::time::Instant;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
 use zeroize::Zeroizing;
 
 use super::Http;
 use super::answer::Failure;
 use super::authorise::{Authoriser, Grant, Job, Refusal, Remedy, Unsigned};
-use super::url::origin;
+use super::url::{climbs, origin};
 use crate::config::{CredentialSource, HttpConfig};
 
 /// Pause after credentials could not be read.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long a request waits for a secret; longer than a program or keystone may take. A filesystem may hang for ever.
+const LONGEST: Duration = Duration::from_secs(15);
+/// How long a secret is of use that came after the request for it had given up.
+const USEFUL: Duration = Duration::from_secs(30);
 
 /// Secret bytes. They are never shown, and wiped when they are dropped.
 #[derive(Clone)]
@@ -88,11 +93,60 @@ impl Credentials for NoCredentials {
     }
 }
 
-/// Reads a secret on a thread that may wait.
-pub(crate) async fn read(reader: &Arc<dyn Credentials>, name: SecretName) -> Result<Secret, String> {
-    let reader = reader.clone();
-    let reading = tokio::task::spawn_blocking(move || reader.get(name));
-    reading.await.unwrap_or_else(|_| Err("reading them panicked".into()))
+/// The reading of one secret, on a thread that may wait.
+///
+/// What must hold: it goes on when the request that began it gives up, and the next request takes over. Else a secret that
+/// takes longer than a read may wait would never come, and each request would begin another reading.
+#[derive(Default)]
+pub(crate) struct Reading(tokio::sync::Mutex<Option<UnderWay>>);
+
+struct UnderWay {
+    since: Instant,
+    task: JoinHandle<Result<Secret, String>>,
+}
+
+impl UnderWay {
+    fn begin(reader: &Arc<dyn Credentials>, name: SecretName) -> Self {
+        let reader = reader.clone();
+        Self { since: Instant::now(), task: tokio::task::spawn_blocking(move || reader.get(name)) }
+    }
+
+    /// Whether a request may use it that did not begin it.
+    fn is_of_use(&self) -> bool {
+        !self.task.is_finished() || self.since.elapsed() < USEFUL
+    }
+}
+
+impl Reading {
+    /// The secret, and since when it is being read.
+    pub async fn get(
+        &self,
+        reader: &Arc<dyn Credentials>,
+        name: SecretName,
+    ) -> Result<(Instant, Secret), String> {
+        let mut under_way = self.0.lock().await;
+        loop {
+            let earlier = under_way.take_if(|earlier| earlier.is_of_use());
+            let had_ended = earlier.as_ref().is_some_and(|earlier| earlier.task.is_finished());
+            let now = under_way.insert(earlier.unwrap_or_else(|| UnderWay::begin(reader, name)));
+            let since = now.since;
+            let read = match timeout(LONGEST, &mut now.task).await {
+                Ok(read) => read.unwrap_or_else(|_| Err("reading them panicked".into())),
+                // It goes on: another one would hang, too.
+                Err(_) => {
+                    return Err(format!(
+                        "they have not come for {LONGEST:?}; check the filesystem of their file"
+                    ));
+                }
+            };
+            *under_way = None;
+            match read {
+                // The failure that an earlier request did not wait for.
+                Err(_) if had_ended => {}
+                read => return read.map(|secret| (since, secret)),
+            }
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +167,7 @@ struct Key {
     scope: Url,
     kind: Kind,
     renew: Option<Duration>,
+    reading: Reading,
     held: tokio::sync::Mutex<Option<CachedHeaders>>,
 }
 
@@ -141,7 +196,8 @@ impl Keyring {
             };
             let scope = Url::parse(&credential.url).unwrap_or_else(|_| nowhere());
             let (reader, held) = (reader.clone(), tokio::sync::Mutex::new(None));
-            Arc::new(Key { reader, number, scope, kind, renew: credential.renew, held })
+            let reading = Reading::default();
+            Arc::new(Key { reader, number, scope, kind, renew: credential.renew, reading, held })
         });
         Self(keys.collect())
     }
@@ -235,7 +291,9 @@ impl Key {
 
     async fn read(&self, generation: u64) -> Result<CachedHeaders, String> {
         let name = SecretName { section: Section::Http, number: self.number };
-        let headers = headers(self.kind, &read(&self.reader, name).await?)?;
+        let (_, secret) = self.reading.get(&self.reader, name).await?;
+        let headers = headers(self.kind, &secret)?;
+        // Not since it was begun: a program may take longer than `renew`.
         Ok(CachedHeaders { headers, since: Instant::now(), generation: generation + 1 })
     }
 }
@@ -250,8 +308,8 @@ fn covers(scope: &Url, url: &Url) -> bool {
     let Some(rest) = url.path().strip_prefix(scope.path()) else { return false };
     origin(scope) == origin(url)
         && (rest.is_empty() || scope.path().ends_with('/') || rest.starts_with('/'))
-        // A server may decode the slash and leave the scope through the parent directory.
-        && !url.path().to_ascii_lowercase().contains("..%2f")
+        // A server may decode a slash and leave the scope through the parent directory.
+        && !climbs(url.path())
 }
 
 /// Header lines that describe the request. Credentials must not set them.

@@ -8,7 +8,7 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::address::{AllowList, not_public, public_only};
-use super::answer::{Failure, RangeRequest, judge};
+use super::answer::{Failure, RangeRequest, Sending, judge};
 use super::gate::Gate;
 use super::identity::retry_after;
 use super::limit::{Party, Slots};
@@ -28,6 +28,9 @@ fn urls_are_shown_without_secrets() {
         ("ftp://u:s@h/a?s", "ftp://h/a"),
         ("u:s@h/a", "h/a"),
         ("http://u:s@[broken/a", "[broken/a"),
+        ("https://u:s?s@[broken/a", "https://"),
+        ("https://u:s#s@[broken/a", "https://"),
+        ("https://[broken/a?sig=s@s", "https://"),
         ("/a/b?s", "/a/b"),
         ("a\nb\u{1b}[1m?s", "a\u{fffd}b\u{fffd}[1m"),
     ] {
@@ -80,6 +83,15 @@ fn absurd_numbers_are_refused() {
         let found = judge(StatusCode::PARTIAL_CONTENT, &headers(&[("content-range", line)]), &asked);
         assert!(matches!(found, Err(Failure::Protocol(_))), "{line}: {found:?}");
     }
+}
+
+/// A transfer of a whole image asks for no range. A part of any length would be held in memory until its end.
+#[test]
+fn a_part_is_no_answer_to_a_request_for_the_whole() {
+    let asked = RangeRequest { range: 0..1 << 40, sending: Sending::Whole, ..RangeRequest::default() };
+    let lines = headers(&[("content-range", "bytes 0-1099511627775/1099511627776")]);
+    let found = judge(StatusCode::PARTIAL_CONTENT, &lines, &asked);
+    assert!(matches!(&found, Err(Failure::Protocol(why)) if why.contains("206")), "{found:?}");
 }
 
 /// Guards H7.

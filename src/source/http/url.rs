@@ -22,7 +22,12 @@ pub fn shown(url: &str) -> String {
         return parsed.into();
     }
     let end = url.find(['?', '#']).unwrap_or(url.len());
-    let text = url[..end].rsplit_once('@').map_or(&url[..end], |(_, rest)| rest);
+    let text = match url[..end].rsplit_once('@') {
+        Some((_, rest)) => rest,
+        // The ? may be one of a password, or the @ one of a query: only the scheme is no secret.
+        None if url[end..].contains('@') => &url[..url[..end].find("://").map_or(0, |at| at + 3)],
+        None => &url[..end],
+    };
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
@@ -65,6 +70,12 @@ pub(crate) fn parse(text: &str) -> Result<Url, SourceError> {
         return refuse("it names no host");
     }
     Ok(url)
+}
+
+/// Whether a path leads to a parent directory once it is decoded. The parser resolves `..` between slashes; a server may
+/// decode a slash or a backslash, too.
+pub(crate) fn climbs(path: &str) -> bool {
+    percent_decode(path).split(['/', '\\']).any(|part| part == "..")
 }
 
 /// Scheme, host and port of the server that a request goes to.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
 use super::Cloud;
+use crate::source::http::shown;
 use crate::source::http_identity::printable;
 
 /// A token, and where it is used. The credential helper sends it to the worker.
@@ -145,7 +146,7 @@ fn of_catalog(cloud: &Cloud, catalog: &[Service], kind: &str) -> Result<String, 
 
 /// An endpoint that a token may be sent to, as far as its URL tells. Its address is judged when it is connected to.
 fn checked(cloud: &Cloud, text: &str, anywhere: bool) -> Result<Endpoint, String> {
-    let shown = printable(text);
+    let shown = printable(&shown(text));
     let Ok(url) = Url::parse(text) else { return Err(format!("the endpoint {shown} is not a URL")) };
     match (cloud.tokens.scheme(), url.scheme()) {
         (_, "https") | ("http", "http") => {}

@@ -9,7 +9,7 @@
 
 use reqwest::Url;
 
-use crate::source::http::percent_decode;
+use crate::source::http::{climbs, percent_decode};
 
 /// Where the services are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,11 +111,14 @@ impl ObjectPlace {
             return None;
         }
         Some(cloud_and_path(rest).and_then(|(cloud, path)| match path.split_once('/') {
-            Some((container, object))
-                if !container.is_empty()
-                    && !object.is_empty()
-                    && !path.split('/').any(|part| matches!(part, "." | "..")) =>
-            {
+            _ if climbs(path) || path.split('/').any(|part| percent_decode(part) == ".") => {
+                Err("it has . or .. between slashes, which could lead out of the container".into())
+            }
+            // A URL parser would take the one for a slash, and drop the others.
+            _ if path.chars().any(|c| c == '\\' || c.is_control()) => {
+                Err("it has a backslash or a control character; write a backslash as %5C".into())
+            }
+            Some((container, object)) if !container.is_empty() && !object.is_empty() => {
                 Ok(Self { cloud: cloud.to_owned(), path: path.to_owned() })
             }
             _ => Err("it names no object; give swift://CLOUD/CONTAINER/OBJECT".into()),

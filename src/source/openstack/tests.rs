@@ -333,11 +333,26 @@ fn places_of_images_are_read_as_the_operator_writes_them() {
 fn places_of_objects_are_read_as_the_operator_writes_them() {
     let place = ObjectPlace::parse("swift://prod/images/a/b.raw").unwrap().unwrap();
     assert_eq!(place, ObjectPlace { cloud: "prod".into(), path: "images/a/b.raw".into() });
-    for wrong in
-        ["swift://prod/images", "swift://prod/images/", "swift:///a/b", "swift://p/a/../b", "swift://p/a/b?c"]
-    {
-        assert!(ObjectPlace::parse(wrong).unwrap().is_err(), "{wrong}");
+    // A URL parser takes a backslash for a slash, and drops tabs; a server may decode %2f.
+    for wrong in [
+        "swift://prod/images",
+        "swift://prod/images/",
+        "swift:///a/b",
+        "swift://p/a/../b",
+        "swift://p/a/b?c",
+        "swift://p/%2e%2e/b",
+        "swift://p/a/.%2E/b",
+        "swift://p/a/%2e/b",
+        "swift://p/a/..%2f..%2Fb",
+        "swift://p/a/..%5cb",
+        "swift://p/a/..\\..\\b",
+        "swift://p/a/.\t./b",
+        "swift://p/a/b\n",
+    ] {
+        assert!(ObjectPlace::parse(wrong).unwrap().is_err(), "{wrong:?}");
     }
+    let odd = ObjectPlace::parse("swift://prod/images/..a/b..%2fc").unwrap();
+    assert_eq!(odd, Ok(ObjectPlace { cloud: "prod".into(), path: "images/..a/b..%2fc".into() }));
     assert!(ObjectPlace::parse("https://h/a").is_none());
 }
 
@@ -349,4 +364,26 @@ fn a_session_is_sent_as_text() {
     let got: Session = serde_json::from_slice(&text).unwrap();
     assert_eq!((&*got.token, got.life, &got.image), ("token-1", sent.life, &sent.image));
     assert!(Url::parse(&got.image.clone().unwrap().url).is_ok());
+}
+
+#[test]
+fn an_endpoint_that_is_refused_is_shown_without_its_user_and_query() {
+    let named = |url: &str| {
+        let line = format!("    image_endpoint_override: {url}\n    region_name");
+        PASSWORD.replace("    region_name", &line)
+    };
+    let bad = [
+        "https://u:hidden@h/",
+        "http://u:hidden@h/",
+        "https://h/?key=hidden",
+        "ftp://u:hidden@h/",
+        "u:hidden@h",
+    ];
+    for bad in bad {
+        let why = session(&named(bad), json!([]), false).image.clone().unwrap_err();
+        assert!(!why.contains("hidden"), "{why}");
+        let catalog = image(&[endpoint("internal", "R1", bad)]);
+        let why = session(PASSWORD, catalog, false).image.clone().unwrap_err();
+        assert!(!why.contains("hidden"), "{why}");
+    }
 }

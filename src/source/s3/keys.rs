@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::config::{S3Config, S3Keys};
-use crate::source::http::{Credentials, Failure, Http, Secret, SecretName, Section, read_secret};
+use crate::source::http::{Credentials, Failure, Http, Secret, SecretName, SecretReading, Section};
 
 /// Pause after keys could not be read: while there are none, and while there are old ones.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -35,9 +35,9 @@ pub(super) struct Keys {
 
 enum Source {
     /// The credential helper reads them.
-    Helper { reader: Arc<dyn Credentials>, number: usize, profile: String },
-    /// The metadata service of this machine.
-    Instance(IMDSv2CredentialProvider),
+    Helper { reader: Arc<dyn Credentials>, reading: SecretReading, number: usize, profile: String },
+    /// The metadata service of this machine, at this URL.
+    Instance(String),
 }
 
 struct Held {
@@ -58,12 +58,10 @@ impl Keys {
     pub fn new(config: &S3Config, number: usize, reader: &Arc<dyn Credentials>) -> Option<Self> {
         let source = match config.keys()? {
             S3Keys::Anonymous => return None,
-            S3Keys::Instance(url) => {
-                let url = url.trim_end_matches('/');
-                Source::Instance(IMDSv2CredentialProvider::new().with_endpoint(url))
-            }
+            S3Keys::Instance(url) => Source::Instance(url.trim_end_matches('/').to_owned()),
             S3Keys::File(_) | S3Keys::Command(_) | S3Keys::Environment => Source::Helper {
                 reader: reader.clone(),
+                reading: SecretReading::default(),
                 number,
                 profile: config.profile.clone().unwrap_or_else(|| "default".into()),
             },
@@ -120,17 +118,20 @@ impl Keys {
 
     async fn read(&self, http: &Http, generation: u64) -> Result<Held, String> {
         let keys = match &self.source {
-            Source::Helper { reader, number, profile } => {
+            Source::Helper { reader, reading, number, profile } => {
                 let name = SecretName { section: Section::S3, number: *number };
-                parse(&read_secret(reader, name).await?, profile)?
+                parse(&reading.get(reader, name).await?.1, profile)?
             }
-            Source::Instance(provider) => {
+            Source::Instance(url) => {
+                // A new one each time: it keeps the token of its session for hours, which a machine that was restored or
+                // moved has no use for.
+                let provider = IMDSv2CredentialProvider::new().with_endpoint(url.as_str());
                 let context = Context::new().with_http_send(Direct(http.direct_client()));
                 let found = tokio::time::timeout(INSTANCE_TIME, provider.provide_credential(&context)).await;
                 let text = "the metadata service of this machine";
                 found
                     .map_err(|_| format!("{text} does not answer within {INSTANCE_TIME:?}"))?
-                    .map_err(|error| format!("{text}: {error}"))?
+                    .map_err(|error| format!("{text}: {}", brief(&error)))?
                     .ok_or_else(|| format!("{text} has none; give the machine a role"))?
             }
         };
@@ -172,6 +173,13 @@ impl HttpSend for Direct {
         answer.map_err(|_| reqsign_core::Error::unexpected("the answer is not HTTP"))
     }
 }
+
+/// The message of an error, which may repeat an answer.
+fn brief(error: &reqsign_core::Error) -> String {
+    error.to_string().chars().take(LONGEST_MESSAGE).map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+const LONGEST_MESSAGE: usize = 300;
 
 /// Most bytes of an answer of the metadata service.
 const LONGEST: usize = 64 << 10;

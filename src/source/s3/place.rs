@@ -3,7 +3,7 @@
 use reqwest::Url;
 
 use crate::config::{S3Config, S3Style, is_of_bucket};
-use crate::source::http::shown;
+use crate::source::http::{percent_decode, shown};
 use crate::source::{SourceError, SourceErrorKind};
 
 /// The region of a bucket of which nothing else is known.
@@ -134,6 +134,10 @@ impl Service {
         let is_below =
             |path: &str| path.strip_prefix('/')?.strip_prefix(bucket)?.starts_with('/').then_some(());
         let host = url.host_str()?;
+        // No key has it, and a server may decode the slashes and leave the bucket.
+        if percent_decode(url.path()).split('/').any(|part| part == "..") {
+            return None;
+        }
         if let Some(endpoint) = &self.endpoint {
             let same = endpoint.scheme() == url.scheme()
                 && endpoint.port_or_known_default() == url.port_or_known_default();

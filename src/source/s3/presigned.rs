@@ -17,7 +17,10 @@ pub(in crate::source) fn of(url: &Url) -> Option<Presigned> {
     value("X-Amz-Signature")?;
     let since: Timestamp = value("X-Amz-Date")?.parse().ok()?;
     let lasts: u64 = value("X-Amz-Expires")?.parse().ok()?;
-    let until = since.as_system_time().checked_add(Duration::from_secs(lasts))?;
+    let since = since.as_system_time();
+    // Earlier times cannot be shown.
+    since.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    let until = since.checked_add(Duration::from_secs(lasts))?;
     Some(Presigned { url: url.clone(), until })
 }
 

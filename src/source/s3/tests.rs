@@ -108,6 +108,9 @@ fn keys_sign_at_no_other_host_whatever_a_redirect_says() {
         ("http://s3.example.org/b/k", false),
         ("https://s3.example.org:444/b/k", false),
         ("https://evils3.example.org/b/k", false),
+        // A server may decode the slash, and leave the bucket.
+        ("https://s3.example.org/b/..%2fc/k", false),
+        ("https://s3.example.org/b/%2e%2e%2fc/k", false),
         ("https://b.s3.eu-west-1.amazonaws.com/k", false),
     ] {
         assert_eq!(own.region_of("b", &url(text), "r").is_some(), is_own, "{text}");
@@ -237,4 +240,8 @@ fn a_presigned_url_is_known_by_its_query() {
     assert!(presigned(&url(signed)).is_some());
     assert!(presigned(&url("X-Amz-Date=20261130T140000Z&X-Amz-Expires=600")).is_none());
     assert!(presigned(&url("token=1")).is_none());
+    // Times that no message could show.
+    for date in ["19600101T000000Z", "-00100101T000000Z"] {
+        assert!(presigned(&url(&signed.replace("20261130T140000Z", date))).is_none(), "{date}");
+    }
 }
