@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hmac::{Hmac, Mac};
 use plyfs::config::{HttpConfig, S3Config};
@@ -529,4 +529,38 @@ fn keys_of_the_machine_come_from_its_metadata_service_and_are_renewed() {
     drop(metadata);
     server.on(requires(&[("third", "SK")]));
     assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10], "keys that are valid are used on");
+}
+
+/// Keys that come slowly, all but the first time.
+#[derive(Default)]
+struct SlowKeys(AtomicUsize);
+
+impl Credentials for SlowKeys {
+    fn get(&self, _: SecretName) -> Result<Secret, String> {
+        if self.0.fetch_add(1, Ordering::SeqCst) > 0 {
+            std::thread::sleep(Duration::from_secs(4));
+        }
+        Ok(Secret::new(b"aws_access_key_id=AK\naws_secret_access_key=SK\n".to_vec()))
+    }
+}
+
+#[test]
+fn reads_go_on_with_keys_that_have_not_run_out_while_new_ones_are_read() {
+    let object = Object::new(MIB);
+    let server = Server::start(object.clone());
+    let (keys, entry) = (
+        Arc::new(SlowKeys::default()),
+        S3Config { renew: Some(Duration::from_millis(100)), ..entry(&server) },
+    );
+    let config = HttpConfig { s3: vec![entry], ..quick() };
+    let client = Client::with_parts(&config, Proxies::default(), keys.clone());
+    let source = client.open(&url("a"), &object);
+    server.on(requires(&[("AK", "SK")]));
+    until("the keys are read again", || {
+        let begin = Instant::now();
+        assert!(client.read(&source, 0..10).unwrap() == object.bytes[..10]);
+        assert!(begin.elapsed() < Duration::from_secs(2), "a read waits for new keys");
+        keys.0.load(Ordering::SeqCst) > 1
+    });
+    client.read(&source, 0..10).unwrap();
 }

@@ -1,12 +1,15 @@
 //! Keys of one entry of `[[http.s3]]`: reading them, and renewing them before they run out.
 //!
 //! What must hold: keys are read when a request needs them first, before they run out, after `renew`, and when a service
-//! refuses them; once, however many requests wait for that. Keys that cannot be renewed are used on: the service decides.
+//! refuses them; once, however many requests wait for that. Requests go on with keys that have not run out while others are
+//! read. Keys that cannot be renewed are used on: the service decides.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use reqsign_aws_v4::{Credential, IMDSv2CredentialProvider};
 use reqsign_core::time::Timestamp;
 use reqsign_core::{Context, HttpSend, ProvideCredential};
@@ -30,7 +33,12 @@ pub(super) struct Keys {
     name: String,
     source: Source,
     renew: Option<Duration>,
-    held: tokio::sync::Mutex<Option<Held>>,
+    held: Mutex<Option<Held>>,
+    /// Held while keys are read, and in the pause after that failed. A request with keys that have not run out does not
+    /// wait for it.
+    reading: tokio::sync::Mutex<()>,
+    /// Whether a task reads new keys while requests use the old ones.
+    renewing: AtomicBool,
 }
 
 enum Source {
@@ -40,10 +48,19 @@ enum Source {
     Instance(String),
 }
 
+#[derive(Clone)]
 struct Held {
     keys: Lent,
     /// When to read them again.
     until: Option<Instant>,
+    /// When they run out, where they say so.
+    ends: Option<Instant>,
+}
+
+impl Held {
+    fn is_due(&self) -> bool {
+        self.until.is_some_and(|until| until <= Instant::now())
+    }
 }
 
 /// Keys, with their generation.
@@ -67,46 +84,81 @@ impl Keys {
             },
         };
         let (name, renew) = (config.bucket.clone(), config.renew);
-        Some(Self { name, source, renew, held: tokio::sync::Mutex::new(None) })
+        let (held, reading) = (Mutex::default(), tokio::sync::Mutex::default());
+        Some(Self { name, source, renew, held, reading, renewing: AtomicBool::new(false) })
     }
 
     /// The keys: those that are held, or new ones.
-    pub async fn current(&self, http: &Http) -> Result<Lent, Failure> {
-        let mut held = self.held.lock().await;
-        if let Some(held) = &*held
-            && held.until.is_none_or(|until| Instant::now() < until)
-        {
-            return Ok(held.keys.clone());
+    pub async fn current(self: &Arc<Self>, http: &Http) -> Result<Lent, Failure> {
+        if let Some(keys) = self.usable(http) {
+            return Ok(keys);
         }
-        let generation = held.as_ref().map_or(0, |held| held.keys.generation) + 1;
-        match (self.read(http, generation).await, held.as_mut()) {
-            (Ok(new), _) => Ok(held.insert(new).keys.clone()),
-            (Err(why), Some(held)) => {
-                tracing::warn!(buckets = self.name, why, "keys cannot be renewed; the old ones are used");
-                held.until = Some(Instant::now() + LATER);
-                Ok(held.keys.clone())
-            }
-            (Err(why), None) => {
-                // With the lock held: all requests that need them wait, so they are not read more often.
+        let _reading = self.reading.lock().await;
+        match self.read_if_due(&http.direct_client()).await {
+            Ok(keys) => Ok(keys),
+            Err(why) => {
+                // All requests that need them wait, so they are not read more often.
                 tokio::time::sleep(AGAIN).await;
                 Err(Failure::again(format!("keys for buckets {}: {why}", self.name)))
             }
         }
     }
 
+    /// The keys that are held, unless they ran out. When they are to be read again, a task does that, and requests go on
+    /// with these meanwhile.
+    fn usable(self: &Arc<Self>, http: &Http) -> Option<Lent> {
+        let held = self.held.lock().clone()?;
+        if held.is_due() {
+            if held.ends.is_some_and(|ends| ends <= Instant::now()) {
+                return None;
+            }
+            if !self.renewing.swap(true, Ordering::AcqRel) {
+                tokio::spawn(self.clone().renew_early(http.direct_client()));
+            }
+        }
+        Some(held.keys)
+    }
+
+    async fn renew_early(self: Arc<Self>, client: reqwest::Client) {
+        {
+            let _reading = self.reading.lock().await;
+            // There are keys, so a failure is in the log, and these are used on.
+            let _ = self.read_if_due(&client).await;
+        }
+        self.renewing.store(false, Ordering::Release);
+    }
+
+    /// New keys, or those that are held when they are not due, or no new ones can be read.
+    async fn read_if_due(&self, client: &reqwest::Client) -> Result<Lent, String> {
+        let old = self.held.lock().clone();
+        if let Some(old) = old.as_ref().filter(|old| !old.is_due()) {
+            return Ok(old.keys.clone());
+        }
+        let generation = old.as_ref().map_or(0, |old| old.keys.generation) + 1;
+        match (self.read(client, generation).await, old) {
+            (Ok(new), _) => Ok(self.held.lock().insert(new).keys.clone()),
+            (Err(why), Some(mut old)) => {
+                tracing::warn!(buckets = self.name, why, "keys cannot be renewed; the old ones are used");
+                old.until = Some(Instant::now() + LATER);
+                Ok(self.held.lock().insert(old).keys.clone())
+            }
+            (Err(why), None) => Err(why),
+        }
+    }
+
     /// Reads keys again that a service refused. Returns whether they differ now.
     pub async fn renew(&self, http: &Http, refused: &Lent) -> bool {
-        let mut held = self.held.lock().await;
-        if held.as_ref().is_some_and(|held| held.keys.generation != refused.generation) {
+        let _reading = self.reading.lock().await;
+        if self.held.lock().as_ref().is_some_and(|held| held.keys.generation != refused.generation) {
             return true;
         }
-        match self.read(http, refused.generation + 1).await {
+        match self.read(&http.direct_client(), refused.generation + 1).await {
             Ok(new) => {
                 let (now, then) = (&new.keys.keys, &refused.keys);
                 let differ = now.access_key_id != then.access_key_id
                     || now.secret_access_key != then.secret_access_key
                     || now.session_token != then.session_token;
-                *held = Some(new);
+                *self.held.lock() = Some(new);
                 differ
             }
             Err(why) => {
@@ -116,7 +168,7 @@ impl Keys {
         }
     }
 
-    async fn read(&self, http: &Http, generation: u64) -> Result<Held, String> {
+    async fn read(&self, client: &reqwest::Client, generation: u64) -> Result<Held, String> {
         let keys = match &self.source {
             Source::Helper { reader, reading, number, profile } => {
                 let name = SecretName { section: Section::S3, number: *number };
@@ -126,7 +178,7 @@ impl Keys {
                 // A new one each time: it keeps the token of its session for hours, which a machine that was restored or
                 // moved has no use for.
                 let provider = IMDSv2CredentialProvider::new().with_endpoint(url.as_str());
-                let context = Context::new().with_http_send(Direct(http.direct_client()));
+                let context = Context::new().with_http_send(Direct(client.clone()));
                 let found = tokio::time::timeout(INSTANCE_TIME, provider.provide_credential(&context)).await;
                 let text = "the metadata service of this machine";
                 found
@@ -135,12 +187,15 @@ impl Keys {
                     .ok_or_else(|| format!("{text} has none; give the machine a role"))?
             }
         };
-        let until =
-            [self.renew, keys.expires_in.map(|end| renew_after(end.as_system_time(), SystemTime::now()))];
-        let until = until.into_iter().flatten().min().and_then(|after| Instant::now().checked_add(after));
+        let now = SystemTime::now();
+        let end = keys.expires_in.map(|end| end.as_system_time());
+        let until = [self.renew, end.map(|end| renew_after(end, now))].into_iter().flatten().min();
+        let until = until.and_then(|after| Instant::now().checked_add(after));
+        let lasts = end.map(|end| end.duration_since(now).unwrap_or_default());
+        let ends = lasts.and_then(|lasts| Instant::now().checked_add(lasts));
         // Whether keys are valid, the service decides.
         let keys = Arc::new(Credential { expires_in: None, ..keys });
-        Ok(Held { keys: Lent { keys, generation }, until })
+        Ok(Held { keys: Lent { keys, generation }, until, ends })
     }
 }
 
