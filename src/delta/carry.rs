@@ -8,7 +8,7 @@
 //! would put older bytes over those that were synced (D96).
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -53,10 +53,13 @@ impl WrittenBlocks {
         Self { noted: Mutex::default(), more: AtomicBool::new(true) }
     }
 
-    /// Notes that blocks `first..end` were written.
+    /// Notes that blocks `first..end` were written. The caller has set `unsynced`.
     pub fn note(&self, first: u64, end: u64) {
         // A flush that clears the mark from here on syncs the data file afterwards, with the bytes of this writer.
         if self.more.load(Ordering::Acquire) {
+        // `unsynced` is seen by all before the mark is read. Otherwise a flush could clear the mark after that and not yet
+        // see `unsynced`: it would sync nothing, and the next one would carry the words without their blocks.
+        fence(Ordering::SeqCst);
             return;
         }
         let mut noted = self.noted.lock();
@@ -83,6 +86,8 @@ impl WrittenBlocks {
         if self.more.swap(false, Ordering::AcqRel) {
             return None;
         }
+            // The mark is cleared before the caller looks at `unsynced`: see `note`.
+            fence(Ordering::SeqCst);
         drop(noted);
         if Mutant::WrittenBlockForgotten.is_active() {
             blocks.pop();

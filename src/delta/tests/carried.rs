@@ -228,3 +228,57 @@ fn a_map_file_full_of_carried_blocks_is_replaced() {
     let (_rig, after) = rig.cut(NOTHING);
     assert_eq!(byte(&after, 0), 1999u64 as u8);
 }
+
+/// Guards D97. No flush is in the middle of this: a writer that found the notes overflowed, and did not note its blocks,
+/// was synced by the flush that emptied them.
+#[test]
+fn a_writer_that_notes_nothing_is_synced_by_the_flush_that_runs_at_the_same_moment() {
+    const ROUNDS: u64 = 2_000_000;
+    let (written, turn) = (WrittenBlocks::unknown(), AtomicU64::new(0));
+    // In another line of the processor's cache.
+    let unsynced = Box::new(AtomicBool::new(false));
+    let (written, unsynced, turn) = (&written, &*unsynced, &turn);
+    let until = |value: u64| {
+        while turn.load(Ordering::Acquire) < value {
+            std::hint::spin_loop();
+        }
+    };
+    let lost = std::thread::scope(|scope| {
+        let stop = ROUNDS * 3;
+        scope.spawn(move || {
+            for round in 0.. {
+                until(round * 3 + 1);
+                if turn.load(Ordering::Acquire) >= stop {
+                    return;
+                }
+                (0..round % 16).for_each(|_| std::hint::spin_loop());
+                // As a write does between its bytes and its words.
+                unsynced.store(true, Ordering::Release);
+                written.note(1, 2);
+                turn.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        let begun = std::time::Instant::now();
+        for round in 0..ROUNDS {
+            written.note_any();
+            unsynced.store(false, Ordering::Release);
+            turn.fetch_add(1, Ordering::AcqRel);
+            (0..round / 16 % 16).for_each(|_| std::hint::spin_loop());
+            // As a flush does after it took the words.
+            assert_eq!(written.take(), None);
+            let syncs = unsynced.swap(false, Ordering::AcqRel);
+            until(round * 3 + 2);
+            if !syncs && written.take() == Some(Vec::new()) {
+                turn.store(stop + 1, Ordering::Release);
+                return Some(round);
+            }
+            turn.fetch_add(1, Ordering::AcqRel);
+            if begun.elapsed().as_secs() >= 20 {
+                break;
+            }
+        }
+        turn.store(stop + 1, Ordering::Release);
+        None
+    });
+    assert_eq!(lost, None, "the next flush would carry the word, and its bytes are not synced");
+}
