@@ -215,8 +215,9 @@ impl Delta {
         taken.finish(result)
     }
 
-    /// Leaves nothing in the map file that only this version can read: no record of it carries blocks any more. The caller
-    /// has flushed, and nothing is written meanwhile.
+    /// Leaves nothing in the map file that only this version can read: no record of it carries blocks any more. Without
+    /// space for another file, the last record of this one says that the data file was synced. The caller has flushed, and
+    /// nothing is written meanwhile.
     ///
     /// # Errors
     /// As [`Delta::flush`].
@@ -225,7 +226,11 @@ impl Delta {
             return Ok(());
         }
         self.refuse_lost()?;
-        self.flush_words(commit, How::NewFile { carries: false })
+        match self.flush_words(commit, How::NewFile { carries: false }) {
+            // As in a flush. After a failure nothing is carried.
+            Err(error) if error.is_full() && !commit.rewrite => self.flush_words(commit, How::Append),
+            other => other,
+        }
     }
 
     /// Syncs the data file, and its directory entry when the file is new.

@@ -282,3 +282,33 @@ fn a_writer_that_notes_nothing_is_synced_by_the_flush_that_runs_at_the_same_mome
     });
     assert_eq!(lost, None, "the next flush would carry the word, and its bytes are not synced");
 }
+
+#[test]
+fn a_medium_without_space_for_another_map_file_keeps_no_delta_from_being_closed_or_sealed() {
+    for close in [true, false] {
+        let (rig, delta) = carrying();
+        put(&delta, 9, 2);
+        delta.flush().unwrap();
+        put(&delta, 10, 3);
+        let next = format!("1.{}.map", delta.commit.lock().last_started + 1);
+        rig.medium.plan(Fault {
+            call: Call::Write,
+            name: next,
+            skip: 0,
+            times: u64::MAX,
+            errno: libc::ENOSPC,
+        });
+        if close {
+            delta.close().unwrap();
+        } else {
+            delta.seal().unwrap();
+        }
+        // Nothing is carried any more: what reads a layer looks at its data file alone.
+        let commit = delta.commit.lock();
+        assert!(commit.carry.blocks.is_empty() && commit.root.generation + 1 == commit.last_started);
+        drop(commit);
+        let (_rig, after) = rig.cut(NOTHING);
+        assert!(after.commit.lock().carry.blocks.is_empty());
+        assert_eq!((byte(&after, 9), byte(&after, 10)), (2, 3));
+    }
+}
