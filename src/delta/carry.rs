@@ -7,6 +7,7 @@
 //! data file was synced while the map file has carried blocks, a record says so before the flush is answered: a start
 //! would put older bytes over those that were synced (D96).
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Instant;
@@ -103,7 +104,7 @@ pub(super) struct CarryState {
     /// Whether records of the map file may carry blocks.
     pub allowed: bool,
     /// Blocks that the data file was not synced with.
-    pub blocks: Vec<u64>,
+    pub blocks: BTreeSet<u64>,
     /// Since when there are such blocks.
     since: Option<Instant>,
     /// Bytes of the records that carry blocks.
@@ -117,7 +118,7 @@ pub(super) struct CarryState {
 impl CarryState {
     /// Of a map file that was read.
     pub fn of<M: WordSink>(journal: &Journal<M>) -> Self {
-        let blocks: Vec<u64> = journal.carried.keys().copied().collect();
+        let blocks: BTreeSet<u64> = journal.carried.keys().copied().collect();
         let since = (!blocks.is_empty()).then(Instant::now);
         Self { allowed: journal.header.carries, blocks, since, bytes: journal.carrying, ..Self::default() }
     }
@@ -148,14 +149,21 @@ impl CarryState {
     }
 }
 
+
+    /// Time passes.
+    #[cfg(test)]
+    pub fn age(&mut self) {
+        self.since = self.since.and_then(|since| since.checked_sub(std::time::Duration::from_secs(OLD)));
+    }
 impl Delta {
-    /// Whether a flush of the words taken may carry the blocks written, whatever these are.
-    pub(super) fn may_carry(&self, commit: &mut MapFileState, bounds: (u64, u64)) -> bool {
+    /// Whether a flush of the words taken may carry the blocks written, whatever these are. `any`: there are some, and not
+    /// too many.
+    pub(super) fn may_carry(&self, commit: &mut MapFileState, bounds: (u64, u64), any: bool) -> bool {
         let is_plain = commit.file.is_some()
             && !commit.rewrite
             && bounds == commit.bounds
             && !self.unlisted.load(Ordering::Acquire);
-        if is_plain && !commit.carry.allowed {
+        if is_plain && any && !commit.carry.allowed {
             commit.carry.wishes += 1;
         }
         is_plain && commit.carry.allowed && !commit.carry.is_full() && !commit.carry.is_old()
@@ -174,6 +182,12 @@ impl Delta {
 
     /// Carries `blocks` and the words taken in a record. Returns false, with nothing done, when the data file has to be
     /// synced instead.
+    /// What is carried is old from now on.
+    #[cfg(test)]
+    pub fn age_carried(&self) {
+        self.commit.lock().carry.age();
+    }
+
     pub(super) fn carry(
         &self,
         commit: &mut MapFileState,
@@ -209,12 +223,10 @@ impl Delta {
         self.append(commit, &bytes)?;
         commit.carry.bytes += bytes.len() as u64;
         commit.carry.overwrites = if is_new { 0 } else { commit.carry.overwrites + 1 };
-        for block in record.carried.into_iter().flat_map(|carried| carried.blocks) {
-            if !commit.carry.blocks.contains(&block) {
-                commit.carry.blocks.push(block);
-            }
+        commit.carry.blocks.extend(record.carried.into_iter().flat_map(|carried| carried.blocks));
+        if !commit.carry.blocks.is_empty() {
+            commit.carry.since.get_or_insert_with(Instant::now);
         }
-        commit.carry.since.get_or_insert_with(Instant::now);
         Ok(true)
     }
 

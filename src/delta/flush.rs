@@ -182,8 +182,9 @@ impl Delta {
         let bounds = now();
         // Taken after the words, and before a sync that replaces the notes.
         let written = self.written.take();
-        if how == How::Append && self.may_carry(commit, bounds) {
-            if written.as_ref().is_some_and(Vec::is_empty) && taken.is_empty() {
+        let any = written.as_ref().is_some_and(|blocks| !blocks.is_empty());
+        if how == How::Append && self.may_carry(commit, bounds, any) {
+            if !any && written.is_some() && taken.is_empty() {
                 // Nothing was written since the last flush, which may have left the data file without a sync.
                 let result = self.sync_inherited(commit);
                 return taken.finish(result);

@@ -312,3 +312,32 @@ fn a_medium_without_space_for_another_map_file_keeps_no_delta_from_being_closed_
         assert_eq!((byte(&after, 9), byte(&after, 10)), (2, 3));
     }
 }
+
+#[test]
+fn a_flush_that_carries_words_alone_does_not_keep_later_ones_from_carrying() {
+    let (rig, delta) = carrying();
+    delta.zero_blocks(5, 6).unwrap();
+    delta.flush().unwrap();
+    assert!(delta.commit.lock().carry.blocks.is_empty());
+    delta.age_carried();
+    put(&delta, 9, 2);
+    assert_eq!(synced(&rig, || delta.flush().unwrap()), ["map"]);
+    // What was carried is old at last.
+    delta.age_carried();
+    assert_eq!(synced(&rig, || delta.settle_old().unwrap()), ["data", "map"]);
+    assert_eq!(synced(&rig, || delta.settle_old().unwrap()), [""; 0]);
+}
+
+#[test]
+fn a_delta_whose_flushes_could_carry_nothing_keeps_its_map_file() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    delta.resize(32 * BLOCK, Durability::Now).unwrap();
+    for n in 1..10 {
+        delta.write(0, &[n; 17 * BLOCK as usize], &Edges::default()).unwrap();
+        delta.flush().unwrap();
+        delta.flush().unwrap();
+    }
+    let commit = delta.commit.lock();
+    assert!(!commit.carry.allowed && commit.root.generation == 1, "generation {}", commit.root.generation);
+}
