@@ -25,7 +25,8 @@ use crate::format::layout::data_path;
 use crate::io::MediumFile;
 use crate::mutant::{Mutant, limit};
 
-/// A map file is replaced when its records that carry blocks take more bytes.
+/// A map file is replaced when its records that carry blocks take more bytes, and more than its first records: a large
+/// map is not written anew for a few blocks.
 const LARGEST: u64 = 4 << 20;
 /// Flushes that could have carried what was written, before the map file is replaced by one whose records may.
 const WISHES: u64 = 4;
@@ -56,11 +57,11 @@ impl WrittenBlocks {
 
     /// Notes that blocks `first..end` were written. The caller has set `unsynced`.
     pub fn note(&self, first: u64, end: u64) {
-        // A flush that clears the mark from here on syncs the data file afterwards, with the bytes of this writer.
-        if self.more.load(Ordering::Acquire) {
         // `unsynced` is seen by all before the mark is read. Otherwise a flush could clear the mark after that and not yet
         // see `unsynced`: it would sync nothing, and the next one would carry the words without their blocks.
         fence(Ordering::SeqCst);
+        // A flush that clears the mark from here on syncs the data file afterwards, with the bytes of this writer.
+        if self.more.load(Ordering::Acquire) {
             return;
         }
         let mut noted = self.noted.lock();
@@ -85,10 +86,10 @@ impl WrittenBlocks {
         let mut noted = self.noted.lock();
         let mut blocks = std::mem::take(&mut *noted);
         if self.more.swap(false, Ordering::AcqRel) {
-            return None;
-        }
             // The mark is cleared before the caller looks at `unsynced`: see `note`.
             fence(Ordering::SeqCst);
+            return None;
+        }
         drop(noted);
         if Mutant::WrittenBlockForgotten.is_active() {
             blocks.pop();
@@ -133,8 +134,9 @@ impl CarryState {
         !self.allowed && self.wishes >= limit(WISHES, 0)
     }
 
-    pub fn is_full(&self) -> bool {
-        self.bytes > limit(LARGEST, 24 << 10)
+    /// Whether the map file has to be replaced. `base_len`: bytes of its first records, which a new file has at least.
+    pub fn is_full(&self, base_len: u64) -> bool {
+        self.bytes > limit(LARGEST, 24 << 10).max(base_len)
     }
 
     /// The data file was synced, and a record says so.
@@ -147,14 +149,14 @@ impl CarryState {
     fn is_old(&self) -> bool {
         self.since.is_some_and(|since| since.elapsed().as_secs() >= limit(OLD, u64::MAX))
     }
-}
-
 
     /// Time passes.
     #[cfg(test)]
     pub fn age(&mut self) {
         self.since = self.since.and_then(|since| since.checked_sub(std::time::Duration::from_secs(OLD)));
     }
+}
+
 impl Delta {
     /// Whether a flush of the words taken may carry the blocks written, whatever these are. `any`: there are some, and not
     /// too many.
@@ -166,7 +168,7 @@ impl Delta {
         if is_plain && any && !commit.carry.allowed {
             commit.carry.wishes += 1;
         }
-        is_plain && commit.carry.allowed && !commit.carry.is_full() && !commit.carry.is_old()
+        is_plain && commit.carry.allowed && !commit.carry.is_full(commit.base_len) && !commit.carry.is_old()
     }
 
     /// Syncs the data file with blocks that were carried a while ago. To be called every second or so; may wait for the
@@ -180,14 +182,14 @@ impl Delta {
         if is_old { self.flush() } else { Ok(()) }
     }
 
-    /// Carries `blocks` and the words taken in a record. Returns false, with nothing done, when the data file has to be
-    /// synced instead.
     /// What is carried is old from now on.
     #[cfg(test)]
     pub fn age_carried(&self) {
         self.commit.lock().carry.age();
     }
 
+    /// Carries `blocks` and the words taken in a record. Returns false, with nothing done, when the data file has to be
+    /// synced instead.
     pub(super) fn carry(
         &self,
         commit: &mut MapFileState,

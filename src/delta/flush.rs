@@ -158,7 +158,8 @@ impl Delta {
         self.refuse_lost()?;
         let words = commit.tail - commit.carry.bytes;
         let large = words > limit(REWRITE, 1 << 10).max(4 * commit.base_len).max(commit.size_allowance);
-        let full = commit.rewrite || large || commit.carry.is_full() || commit.carry.is_wished();
+        let full =
+            commit.rewrite || large || commit.carry.is_full(commit.base_len) || commit.carry.is_wished();
         let carries = commit.carry.allowed || commit.carry.is_wished();
         let how = if full { How::NewFile { carries } } else { How::Append };
         match self.flush_words(&mut commit, how) {

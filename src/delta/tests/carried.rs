@@ -341,3 +341,32 @@ fn a_delta_whose_flushes_could_carry_nothing_keeps_its_map_file() {
     let commit = delta.commit.lock();
     assert!(!commit.carry.allowed && commit.root.generation == 1, "generation {}", commit.root.generation);
 }
+
+#[test]
+fn a_large_map_is_not_written_anew_for_a_few_blocks_that_were_carried() {
+    const WORDS: u64 = 700;
+    const FLUSHES: u64 = 60;
+    let _small = crate::mutant::simulate(None);
+    let rig = Rig::new();
+    let delta = rig.open();
+    delta.resize(WORDS * 32 * BLOCK, Durability::Now).unwrap();
+    (0..WORDS).for_each(|word| put(&delta, word * 32, 1));
+    for _ in 0..4 {
+        put(&delta, 1, 1);
+        delta.flush().unwrap();
+    }
+    let (base_len, before) = {
+        let commit = delta.commit.lock();
+        assert!(commit.carry.allowed && commit.base_len > 32 << 10, "{}", commit.base_len);
+        (commit.base_len, commit.root.generation)
+    };
+    for n in 0..FLUSHES {
+        delta.zero_blocks(2, 3).unwrap();
+        put(&delta, 2, n as u8 | 1);
+        delta.flush().unwrap();
+    }
+    let written = (delta.commit.lock().root.generation - before) * base_len;
+    assert!(written <= FLUSHES * BLOCK, "{written} bytes of maps for {FLUSHES} blocks");
+    let (_rig, after) = rig.cut(NOTHING);
+    assert_eq!(byte(&after, 2), (FLUSHES - 1) as u8 | 1);
+}
