@@ -57,6 +57,8 @@ pub struct DiskNode {
     sealing: Mutex<()>,
     /// Of a sealing that fails.
     sealing_retry: Backoff,
+    /// Of a sync of what was carried.
+    pub(super) settling_retry: Backoff,
     /// Of the removal of what is dropped.
     pub(super) removal_retry: Backoff,
     /// Sealed deltas whose live maps running requests may still use.
@@ -177,6 +179,7 @@ impl DiskNode {
             keyring: Keyring::new(secrets),
             sealing: Mutex::new(()),
             sealing_retry: Backoff::default(),
+            settling_retry: Backoff::default(),
             removal_retry: Backoff::default(),
             retiring: Mutex::default(),
             making: Mutex::default(),
