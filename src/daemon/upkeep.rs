@@ -25,7 +25,7 @@ pub(super) fn spawn_upkeep(store: Arc<Store>) -> io::Result<()> {
                     store.note_names();
                     store.tend_maps();
                 }
-                store.settle_carried_in(pool);
+                store.settle_carried_in(pool, Instant::now());
                 store.detach_idle_in(pool, IDLE, OPEN_IDLE);
                 store.tend_layers_in(pool, Instant::now());
                 std::thread::sleep(UPKEEP);

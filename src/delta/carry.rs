@@ -7,8 +7,9 @@
 //! data file was synced while the map file has carried blocks, a record says so before the flush is answered: a start
 //! would put older bytes over those that were synced (D96).
 
+use std::collections::BTreeSet;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -24,7 +25,8 @@ use crate::format::layout::data_path;
 use crate::io::MediumFile;
 use crate::mutant::{Mutant, limit};
 
-/// A map file is replaced when its records that carry blocks take more bytes.
+/// A map file is replaced when its records that carry blocks take more bytes, and more than its first records: a large
+/// map is not written anew for a few blocks.
 const LARGEST: u64 = 4 << 20;
 /// Flushes that could have carried what was written, before the map file is replaced by one whose records may.
 const WISHES: u64 = 4;
@@ -53,8 +55,11 @@ impl WrittenBlocks {
         Self { noted: Mutex::default(), more: AtomicBool::new(true) }
     }
 
-    /// Notes that blocks `first..end` were written.
+    /// Notes that blocks `first..end` were written. The caller has set `unsynced`.
     pub fn note(&self, first: u64, end: u64) {
+        // `unsynced` is seen by all before the mark is read. Otherwise a flush could clear the mark after that and not yet
+        // see `unsynced`: it would sync nothing, and the next one would carry the words without their blocks.
+        fence(Ordering::SeqCst);
         // A flush that clears the mark from here on syncs the data file afterwards, with the bytes of this writer.
         if self.more.load(Ordering::Acquire) {
             return;
@@ -81,6 +86,8 @@ impl WrittenBlocks {
         let mut noted = self.noted.lock();
         let mut blocks = std::mem::take(&mut *noted);
         if self.more.swap(false, Ordering::AcqRel) {
+            // The mark is cleared before the caller looks at `unsynced`: see `note`.
+            fence(Ordering::SeqCst);
             return None;
         }
         drop(noted);
@@ -98,7 +105,7 @@ pub(super) struct CarryState {
     /// Whether records of the map file may carry blocks.
     pub allowed: bool,
     /// Blocks that the data file was not synced with.
-    pub blocks: Vec<u64>,
+    pub blocks: BTreeSet<u64>,
     /// Since when there are such blocks.
     since: Option<Instant>,
     /// Bytes of the records that carry blocks.
@@ -112,7 +119,7 @@ pub(super) struct CarryState {
 impl CarryState {
     /// Of a map file that was read.
     pub fn of<M: WordSink>(journal: &Journal<M>) -> Self {
-        let blocks: Vec<u64> = journal.carried.keys().copied().collect();
+        let blocks: BTreeSet<u64> = journal.carried.keys().copied().collect();
         let since = (!blocks.is_empty()).then(Instant::now);
         Self { allowed: journal.header.carries, blocks, since, bytes: journal.carrying, ..Self::default() }
     }
@@ -127,8 +134,9 @@ impl CarryState {
         !self.allowed && self.wishes >= limit(WISHES, 0)
     }
 
-    pub fn is_full(&self) -> bool {
-        self.bytes > limit(LARGEST, 24 << 10)
+    /// Whether the map file has to be replaced. `base_len`: bytes of its first records, which a new file has at least.
+    pub fn is_full(&self, base_len: u64) -> bool {
+        self.bytes > limit(LARGEST, 24 << 10).max(base_len)
     }
 
     /// The data file was synced, and a record says so.
@@ -141,19 +149,26 @@ impl CarryState {
     fn is_old(&self) -> bool {
         self.since.is_some_and(|since| since.elapsed().as_secs() >= limit(OLD, u64::MAX))
     }
+
+    /// Time passes.
+    #[cfg(test)]
+    pub fn age(&mut self) {
+        self.since = self.since.and_then(|since| since.checked_sub(std::time::Duration::from_secs(OLD)));
+    }
 }
 
 impl Delta {
-    /// Whether a flush of the words taken may carry the blocks written, whatever these are.
-    pub(super) fn may_carry(&self, commit: &mut MapFileState, bounds: (u64, u64)) -> bool {
+    /// Whether a flush of the words taken may carry the blocks written, whatever these are. `any`: there are some, and not
+    /// too many.
+    pub(super) fn may_carry(&self, commit: &mut MapFileState, bounds: (u64, u64), any: bool) -> bool {
         let is_plain = commit.file.is_some()
             && !commit.rewrite
             && bounds == commit.bounds
             && !self.unlisted.load(Ordering::Acquire);
-        if is_plain && !commit.carry.allowed {
+        if is_plain && any && !commit.carry.allowed {
             commit.carry.wishes += 1;
         }
-        is_plain && commit.carry.allowed && !commit.carry.is_full() && !commit.carry.is_old()
+        is_plain && commit.carry.allowed && !commit.carry.is_full(commit.base_len) && !commit.carry.is_old()
     }
 
     /// Syncs the data file with blocks that were carried a while ago. To be called every second or so; may wait for the
@@ -165,6 +180,12 @@ impl Delta {
         // A flush that runs settles them itself.
         let is_old = self.commit.try_lock().is_some_and(|commit| commit.carry.is_old());
         if is_old { self.flush() } else { Ok(()) }
+    }
+
+    /// What is carried is old from now on.
+    #[cfg(test)]
+    pub fn age_carried(&self) {
+        self.commit.lock().carry.age();
     }
 
     /// Carries `blocks` and the words taken in a record. Returns false, with nothing done, when the data file has to be
@@ -204,12 +225,10 @@ impl Delta {
         self.append(commit, &bytes)?;
         commit.carry.bytes += bytes.len() as u64;
         commit.carry.overwrites = if is_new { 0 } else { commit.carry.overwrites + 1 };
-        for block in record.carried.into_iter().flat_map(|carried| carried.blocks) {
-            if !commit.carry.blocks.contains(&block) {
-                commit.carry.blocks.push(block);
-            }
+        commit.carry.blocks.extend(record.carried.into_iter().flat_map(|carried| carried.blocks));
+        if !commit.carry.blocks.is_empty() {
+            commit.carry.since.get_or_insert_with(Instant::now);
         }
-        commit.carry.since.get_or_insert_with(Instant::now);
         Ok(true)
     }
 

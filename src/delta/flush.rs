@@ -158,7 +158,8 @@ impl Delta {
         self.refuse_lost()?;
         let words = commit.tail - commit.carry.bytes;
         let large = words > limit(REWRITE, 1 << 10).max(4 * commit.base_len).max(commit.size_allowance);
-        let full = commit.rewrite || large || commit.carry.is_full() || commit.carry.is_wished();
+        let full =
+            commit.rewrite || large || commit.carry.is_full(commit.base_len) || commit.carry.is_wished();
         let carries = commit.carry.allowed || commit.carry.is_wished();
         let how = if full { How::NewFile { carries } } else { How::Append };
         match self.flush_words(&mut commit, how) {
@@ -182,8 +183,9 @@ impl Delta {
         let bounds = now();
         // Taken after the words, and before a sync that replaces the notes.
         let written = self.written.take();
-        if how == How::Append && self.may_carry(commit, bounds) {
-            if written.as_ref().is_some_and(Vec::is_empty) && taken.is_empty() {
+        let any = written.as_ref().is_some_and(|blocks| !blocks.is_empty());
+        if how == How::Append && self.may_carry(commit, bounds, any) {
+            if !any && written.is_some() && taken.is_empty() {
                 // Nothing was written since the last flush, which may have left the data file without a sync.
                 let result = self.sync_inherited(commit);
                 return taken.finish(result);
@@ -215,8 +217,9 @@ impl Delta {
         taken.finish(result)
     }
 
-    /// Leaves nothing in the map file that only this version can read: no record of it carries blocks any more. The caller
-    /// has flushed, and nothing is written meanwhile.
+    /// Leaves nothing in the map file that only this version can read: no record of it carries blocks any more. Without
+    /// space for another file, the last record of this one says that the data file was synced. The caller has flushed, and
+    /// nothing is written meanwhile.
     ///
     /// # Errors
     /// As [`Delta::flush`].
@@ -225,7 +228,11 @@ impl Delta {
             return Ok(());
         }
         self.refuse_lost()?;
-        self.flush_words(commit, How::NewFile { carries: false })
+        match self.flush_words(commit, How::NewFile { carries: false }) {
+            // As in a flush. After a failure nothing is carried.
+            Err(error) if error.is_full() && !commit.rewrite => self.flush_words(commit, How::Append),
+            other => other,
+        }
     }
 
     /// Syncs the data file, and its directory entry when the file is new.

@@ -52,6 +52,9 @@ impl Delta {
         };
         let (journal, commit) = open_map_file::<()>(&spec, &*delta_io.medium)?;
         let last_record = journal.as_ref().map(|journal| journal.last);
+        // Without a live map too: all processes may have been killed, and the live maps be gone with their container, while
+        // the page cache has a record that is not on the medium. Records below the floor are.
+        let is_unsure = journal.as_ref().is_some_and(|journal| journal.end > spec.root.floor);
         let live = delta_io.live.existing(spec.disk).map_err(fail("opening the live map"))?;
         let mut given_up = None;
         let live = match live {
@@ -92,8 +95,8 @@ impl Delta {
             space: Space::default(),
             delta_io,
         };
+        delta.commit.lock().maybe_unsynced = taken_over || is_unsure;
         if taken_over {
-            delta.commit.lock().maybe_unsynced = true;
             // A sync failed under an earlier worker, or that worker was killed during a sync. Such a sync may have
             // failed too: the kernel reports a failure once, to one caller of fsync(2).
             let syncing = delta.word(LiveHeader::Syncing);

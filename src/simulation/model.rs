@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::flushing::Flushing;
 use crate::disk::{Disk, Frozen};
 use crate::format::BLOCK;
 use crate::store::{DiskNode, Store};
@@ -439,8 +440,8 @@ pub(super) struct Names {
     pub trash: Vec<(String, Arc<DiskModel>)>,
     /// Whether removed disks go to the trash.
     pub keeps_removed: bool,
-    /// Whether parts of the history flush after every few writes.
-    pub flushes_often: bool,
+    /// Parts of the history that flush after every few writes.
+    pub flushing: Flushing,
 }
 
 impl Names {

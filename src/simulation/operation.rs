@@ -199,7 +199,7 @@ impl Op {
 }
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
-const SNAPSHOTS: [&str; 3] = ["r", "s", "t"];
+pub(super) const SNAPSHOTS: [&str; 3] = ["r", "s", "t"];
 const BASES: [&str; 2] = ["x", "y"];
 /// Largest disk.
 const SPAN: u64 = 700_000;
@@ -262,7 +262,7 @@ fn any_of_trash(rng: &mut Rng, names: &Names) -> Op {
 }
 
 /// A copy to a disk.
-fn any_copy(rng: &mut Rng, to: String, names: &Names) -> Option<Op> {
+pub(super) fn any_copy(rng: &mut Rng, to: String, names: &Names) -> Option<Op> {
     let served = names.disks.iter().filter(|(name, disk)| **name != to && !names.is_refused(disk));
     let mut sources: Vec<From> = Vec::new();
     for (name, disk) in served {

@@ -8,10 +8,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::copies::Copies;
+use super::flushing::{self, Flushing};
 use super::hook::HookState;
 use super::model::{BaseModel, DiskModel, FlushMark, Interruption, Model, Names};
 use super::operation::{Op, Stand, any, share_of_layers};
-use super::{Campaign, Counts, cut, encryption, flushing};
+use super::{Campaign, Counts, cut, encryption};
 use crate::cache::BlockCache;
 use crate::disk::{Disk, Grow};
 use crate::io::sim::{Call, Event, Keep, Rng, SimLive, SimMedium};
@@ -65,7 +66,7 @@ impl SimStore {
         let medium = SimMedium::new(rng.number());
         // By the seed, so that the other histories are those of a store without a trash.
         let keeps_removed = matches!(seed % 7, 0 | 5 | 6);
-        let names = Names { keeps_removed, flushes_often: flushing::is_chosen(seed), ..Names::default() };
+        let names = Names { keeps_removed, flushing: Flushing::of(seed), ..Names::default() };
         let model = Model { names, ..Model::default() };
         let mut world = Self::watched(campaign, medium, SimLive::default(), model, rng.fork(), (0, false));
         world.open(Interruption::WorkerDeath)?;
@@ -168,7 +169,7 @@ impl SimStore {
                 fault.errno = *rng.pick(&[libc::EIO, libc::ENOSPC]);
             }
             self.run(op)?;
-            let often = self.hook.model.lock().names.flushes_often && rng.chance(25);
+            let often = self.hook.model.lock().names.flushing != Flushing::Never && rng.chance(25);
             let more = if often { flushing::some(rng, &self.hook.model.lock().names) } else { Vec::new() };
             more.into_iter().try_for_each(|op| self.run(op))?;
             if self.hook.campaign.stopped() {

@@ -158,16 +158,25 @@ impl Store {
     }
 
     /// Syncs the data files of the disks in a pool whose flushes carried blocks a while ago (D97). To be called every second
-    /// or so; may wait for that pool's storage.
-    pub fn settle_carried_in(&self, pool: u64) {
+    /// or so; may wait for that pool's storage. What fails is tried again after pauses of up to a minute.
+    pub fn settle_carried_in(&self, pool: u64, now: Instant) {
         for node in self.attachments.all().iter().filter(|node| self.pool_of(node) == pool) {
             if self.is_closing() {
                 return;
             }
+            let is_due = node.known_rare().is_none_or(|rare| rare.settling_retry.is_due(now));
+            let Some(disk) = node.peek().filter(|_| is_due) else { continue };
             // A failure is the disk's own: its handles refuse writes, and say why.
-            let settled = node.peek().map_or(Ok(()), |disk| disk.delta().settle_old());
-            if let Err(error) = settled {
-                tracing::warn!(disk = node.name(), %error, "what was flushed to the map file is not in the data file yet");
+            match disk.delta().settle_old() {
+                Ok(()) => {
+                    if let Some(rare) = node.known_rare() {
+                        rare.settling_retry.succeeded();
+                    }
+                }
+                Err(error) => {
+                    let pause = node.rare().settling_retry.failed(now).as_secs();
+                    tracing::warn!(disk = node.name(), %error, "what was flushed to the map file is not in the data file yet; it is tried again in {pause} s");
+                }
             }
         }
     }

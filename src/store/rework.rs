@@ -160,6 +160,15 @@ impl Store {
         lineage.layers.iter().find(|layer| self.pools.home(layer.number) != pool)
     }
 
+    /// The layer that a move copies after the one that is being made, and the overlap that its map file has.
+    fn overlap_of_next(&self, node: &DiskNode, pool: u64) -> Option<(u64, u64)> {
+        let lineage = node.lineage();
+        let Some(Rework { purpose: Purpose::Merge { last, .. }, .. }) = &lineage.rework else { return None };
+        let mut layers = lineage.layers.iter().filter(|layer| layer.number != *last);
+        let next = layers.find(|layer| self.pools.home(layer.number) != pool)?;
+        Some((next.number, node.overlap_of(&lineage, &[next.number]).ok()?))
+    }
+
     /// Name of the pool in which the layer lies that is being made for a disk, and space of the filesystem there.
     pub fn rework_pool(&self, node: &DiskNode) -> Option<(String, Space)> {
         let number = node.rework()?.layer.number;
@@ -243,6 +252,8 @@ impl Store {
         let users = base.0.iter().map(|(base, _)| base.id()).collect();
         let _attached = node.attach()?;
         let name = node.name();
+        // A drive that is read may hang: nothing is claimed or locked yet.
+        let overlap_of_next = moves.and_then(|(pool, _)| self.overlap_of_next(node, pool));
         let done = {
             let _claim = self.claims.adoption(&name, node.id(), users);
             let unneeded = |numbers| self.to_drop(node, numbers);
@@ -250,8 +261,8 @@ impl Store {
             let follow = |lineage: &Lineage| {
                 let ((pool, rate), number) = (moves?, number?);
                 let next = self.next_to_move(lineage, pool)?;
-                // Otherwise the command has to be given again.
-                let overlap = node.overlap_of(lineage, &[next.number]).ok()?.min(next.size);
+                // Otherwise the job begins the layer, or the command has to be given again.
+                let overlap = overlap_of_next.filter(|(number, _)| *number == next.number)?.1.min(next.size);
                 self.pools.place(number, pool);
                 Some(made_of(next, number, overlap, rate))
             };

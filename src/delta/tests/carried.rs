@@ -228,3 +228,145 @@ fn a_map_file_full_of_carried_blocks_is_replaced() {
     let (_rig, after) = rig.cut(NOTHING);
     assert_eq!(byte(&after, 0), 1999u64 as u8);
 }
+
+/// Guards D97. No flush is in the middle of this: a writer that found the notes overflowed, and did not note its blocks,
+/// was synced by the flush that emptied them.
+#[test]
+fn a_writer_that_notes_nothing_is_synced_by_the_flush_that_runs_at_the_same_moment() {
+    const ROUNDS: u64 = 2_000_000;
+    let (written, turn) = (WrittenBlocks::unknown(), AtomicU64::new(0));
+    // In another line of the processor's cache.
+    let unsynced = Box::new(AtomicBool::new(false));
+    let (written, unsynced, turn) = (&written, &*unsynced, &turn);
+    let until = |value: u64| {
+        while turn.load(Ordering::Acquire) < value {
+            std::hint::spin_loop();
+        }
+    };
+    let lost = std::thread::scope(|scope| {
+        let stop = ROUNDS * 3;
+        scope.spawn(move || {
+            for round in 0.. {
+                until(round * 3 + 1);
+                if turn.load(Ordering::Acquire) >= stop {
+                    return;
+                }
+                (0..round % 16).for_each(|_| std::hint::spin_loop());
+                // As a write does between its bytes and its words.
+                unsynced.store(true, Ordering::Release);
+                written.note(1, 2);
+                turn.fetch_add(1, Ordering::AcqRel);
+            }
+        });
+        let begun = std::time::Instant::now();
+        for round in 0..ROUNDS {
+            written.note_any();
+            unsynced.store(false, Ordering::Release);
+            turn.fetch_add(1, Ordering::AcqRel);
+            (0..round / 16 % 16).for_each(|_| std::hint::spin_loop());
+            // As a flush does after it took the words.
+            assert_eq!(written.take(), None);
+            let syncs = unsynced.swap(false, Ordering::AcqRel);
+            until(round * 3 + 2);
+            if !syncs && written.take() == Some(Vec::new()) {
+                turn.store(stop + 1, Ordering::Release);
+                return Some(round);
+            }
+            turn.fetch_add(1, Ordering::AcqRel);
+            if begun.elapsed().as_secs() >= 20 {
+                break;
+            }
+        }
+        turn.store(stop + 1, Ordering::Release);
+        None
+    });
+    assert_eq!(lost, None, "the next flush would carry the word, and its bytes are not synced");
+}
+
+#[test]
+fn a_medium_without_space_for_another_map_file_keeps_no_delta_from_being_closed_or_sealed() {
+    for close in [true, false] {
+        let (rig, delta) = carrying();
+        put(&delta, 9, 2);
+        delta.flush().unwrap();
+        put(&delta, 10, 3);
+        let next = format!("1.{}.map", delta.commit.lock().last_started + 1);
+        rig.medium.plan(Fault {
+            call: Call::Write,
+            name: next,
+            skip: 0,
+            times: u64::MAX,
+            errno: libc::ENOSPC,
+        });
+        if close {
+            delta.close().unwrap();
+        } else {
+            delta.seal().unwrap();
+        }
+        // Nothing is carried any more: what reads a layer looks at its data file alone.
+        let commit = delta.commit.lock();
+        assert!(commit.carry.blocks.is_empty() && commit.root.generation + 1 == commit.last_started);
+        drop(commit);
+        let (_rig, after) = rig.cut(NOTHING);
+        assert!(after.commit.lock().carry.blocks.is_empty());
+        assert_eq!((byte(&after, 9), byte(&after, 10)), (2, 3));
+    }
+}
+
+#[test]
+fn a_flush_that_carries_words_alone_does_not_keep_later_ones_from_carrying() {
+    let (rig, delta) = carrying();
+    delta.zero_blocks(5, 6).unwrap();
+    delta.flush().unwrap();
+    assert!(delta.commit.lock().carry.blocks.is_empty());
+    delta.age_carried();
+    put(&delta, 9, 2);
+    assert_eq!(synced(&rig, || delta.flush().unwrap()), ["map"]);
+    // What was carried is old at last.
+    delta.age_carried();
+    assert_eq!(synced(&rig, || delta.settle_old().unwrap()), ["data", "map"]);
+    assert_eq!(synced(&rig, || delta.settle_old().unwrap()), [""; 0]);
+}
+
+#[test]
+fn a_delta_whose_flushes_could_carry_nothing_keeps_its_map_file() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    delta.resize(32 * BLOCK, Durability::Now).unwrap();
+    for n in 1..10 {
+        delta.write(0, &[n; 17 * BLOCK as usize], &Edges::default()).unwrap();
+        delta.flush().unwrap();
+        delta.flush().unwrap();
+    }
+    let commit = delta.commit.lock();
+    assert!(!commit.carry.allowed && commit.root.generation == 1, "generation {}", commit.root.generation);
+}
+
+#[test]
+fn a_large_map_is_not_written_anew_for_a_few_blocks_that_were_carried() {
+    const WORDS: u64 = 700;
+    const FLUSHES: u64 = 60;
+    let _small = crate::mutant::simulate(None);
+    let rig = Rig::new();
+    let delta = rig.open();
+    delta.resize(WORDS * 32 * BLOCK, Durability::Now).unwrap();
+    (0..WORDS).for_each(|word| put(&delta, word * 32, 1));
+    for _ in 0..4 {
+        put(&delta, 1, 1);
+        delta.flush().unwrap();
+    }
+    let (base_len, before) = {
+        let commit = delta.commit.lock();
+        assert!(commit.carry.allowed && commit.base_len > 32 << 10, "{}", commit.base_len);
+        (commit.base_len, commit.root.generation)
+    };
+    for n in 0..FLUSHES {
+        delta.zero_blocks(2, 3).unwrap();
+        put(&delta, 2, n as u8 | 1);
+        delta.flush().unwrap();
+    }
+    let written = (delta.commit.lock().root.generation - before) * base_len;
+    assert!(written <= FLUSHES * BLOCK, "{written} bytes of maps for {FLUSHES} blocks");
+    let (_rig, after) = rig.cut(NOTHING);
+    assert_eq!(byte(&after, 2), (FLUSHES - 1) as u8 | 1);
+}

@@ -305,3 +305,62 @@ fn a_record_that_a_dead_worker_did_not_sync_is_durable_before_the_next_one_is_ap
         }
     }
 }
+
+/// What the next start finds when all processes are killed before the map file is synced, and the live maps are gone.
+fn killed_with_its_live_map(rig: &Rig, delta: &Delta) -> Rig {
+    let left: Arc<Mutex<Option<SimMedium>>> = Arc::default();
+    let (medium, slot) = (rig.medium.clone(), left.clone());
+    let roots = *rig.roots.0.lock();
+    rig.once(Call::SyncData, ".map", Stage::Before, move || *slot.lock() = Some(medium.fork()));
+    delta.flush().unwrap();
+    rig.medium.set_hook(None);
+    let medium = left.lock().take().unwrap();
+    Rig { medium, live: Arc::default(), roots: Arc::new(Roots(Mutex::new(roots))), overlap: 0, rises: false }
+}
+
+/// Guards D98.
+#[test]
+fn a_record_that_only_the_page_cache_has_is_synced_before_a_flush_is_answered() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    put(&delta, 3, 1);
+    delta.flush().unwrap();
+    put(&delta, 4, 2);
+    let rig = killed_with_its_live_map(&rig, &delta);
+    let next = rig.open();
+    assert_eq!(byte(&next, 4), 2, "a client reads it");
+    next.flush().unwrap();
+    let (_after, after) = rig.cut(NOTHING);
+    assert_eq!(byte(&after, 4), 2);
+}
+
+/// Guards D98.
+#[test]
+fn no_record_is_appended_to_one_that_only_the_page_cache_has() {
+    let rig = Rig::new();
+    let delta = rig.open();
+    put(&delta, 3, 1);
+    delta.flush().unwrap();
+    put(&delta, 4, 2);
+    let rig = killed_with_its_live_map(&rig, &delta);
+    let next = rig.open();
+    put(&next, 5, 3);
+    let cuts: Arc<Mutex<Vec<SimMedium>>> = Arc::default();
+    let (medium, log) = (rig.medium.clone(), cuts.clone());
+    let hook: Hook = Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::SyncData && event.name.ends_with(".map") && event.stage == Stage::Before {
+            let part = Keep { sectors: 50, lengths: 50, entries: 0, stale: false };
+            log.lock().extend((0..100).map(|seed| medium.crash(&mut Rng::new(seed), part)));
+        }
+        Ok(())
+    });
+    rig.medium.set_hook(Some(hook));
+    next.flush().unwrap();
+    rig.medium.set_hook(None);
+    let cuts = std::mem::take(&mut *cuts.lock());
+    assert!(!cuts.is_empty());
+    for medium in cuts {
+        let after = Rig { medium, live: Arc::default(), roots: rig.roots.clone(), overlap: 0, rises: false };
+        assert_eq!(byte(&after.try_open().unwrap(), 3), 1);
+    }
+}

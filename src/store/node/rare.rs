@@ -20,6 +20,8 @@ pub(in crate::store) struct Rare {
     pub(super) keyring: Keyring,
     /// Of a sealing that fails.
     pub(super) sealing_retry: Backoff,
+    /// Of a sync of what was carried.
+    pub(in crate::store) settling_retry: Backoff,
     /// Of the removal of what is dropped.
     pub(in crate::store) removal_retry: Backoff,
     /// Sealed deltas whose live maps running requests may still use.
@@ -39,7 +41,7 @@ impl DiskNode {
     }
 
     /// To look at it; `None` means the initial state.
-    pub(super) fn known_rare(&self) -> Option<&Rare> {
+    pub(in crate::store) fn known_rare(&self) -> Option<&Rare> {
         self.rare.get().map(|rare| &**rare)
     }
 

@@ -113,6 +113,44 @@ fn a_disk_that_may_be_open_is_detached_later() {
     assert_eq!(attached(&store), [""; 0]);
 }
 
+// Each half second a failing drive got the sync again, and the log two lines.
+#[test]
+fn blocks_that_a_failing_drive_refuses_are_synced_again_after_ever_longer_pauses() {
+    let medium = SimMedium::new(1);
+    let cache = Arc::new(BlockCache::new(1 << 20).unwrap());
+    let live: Arc<SimLive> = Arc::default();
+    let store =
+        Store::open_on(Arc::new(medium.clone()), |_| Ok(live), cache, Some(0), Arc::new(OpenHere)).unwrap();
+    store.create_disks(&[blank("one")]).unwrap();
+    let disk = store.disk("one").unwrap().attach().unwrap();
+    for n in 1..9 {
+        disk.zero(4096, 4096, 0).unwrap();
+        disk.write(4096, &[n; 4096], 0).unwrap();
+        disk.flush(0).unwrap();
+    }
+    disk.delta().age_carried();
+    medium.plan(Fault {
+        call: Call::SyncData,
+        name: ".data".into(),
+        skip: 0,
+        times: u64::MAX,
+        errno: libc::EIO,
+    });
+    let begun = std::time::Instant::now();
+    let at = |half: u32| {
+        store.settle_carried_in(crate::store::pools::DEFAULT, begun + Duration::from_millis(500) * half)
+    };
+    (0..240).for_each(at);
+    // After 0, 1, 3, 7, 15, 31 and 63 seconds.
+    assert_eq!(disk.delta().error_epoch(), 7);
+    medium.forget_faults();
+    at(246);
+    assert_eq!(disk.delta().error_epoch(), 7);
+    let mut bytes = [0; 4096];
+    disk.read(4096, &mut bytes).unwrap();
+    assert_eq!(bytes, [8; 4096]);
+}
+
 /// Guards D48.
 #[test]
 fn a_disk_whose_flush_failed_stays_attached() {

@@ -180,3 +180,36 @@ fn a_power_cut_at_each_change_leaves_a_disk_in_a_pool_as_flushed() {
         assert!(at > 50, "{at} cuts");
     }
 }
+
+// A drive that hung in this read stopped all changes of layers, of all disks.
+#[test]
+fn a_move_reads_no_map_file_while_other_disks_wait_for_it() {
+    let medium = store_with_a_pool(1);
+    let store = Arc::new(open(&medium).unwrap());
+    create(&store, "default", "a");
+    for (byte, snapshot) in (1..).zip(["r", "s", "t"]) {
+        put(&store, "a", 0, byte);
+        store.snapshot("a", snapshot, None).unwrap();
+    }
+    let (held, reads) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (watched, seen, all) = (store.clone(), held.clone(), reads.clone());
+    medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::Read && event.name.ends_with(".map") {
+            all.fetch_add(1, Ordering::SeqCst);
+            seen.fetch_add(u64::from(watched.dropping.try_lock().is_none()), Ordering::SeqCst);
+        }
+        Ok(())
+    })));
+    assert!(store.begin_rework("a", &Change::Move("p".into()), 0).unwrap());
+    let mut made = 0;
+    // One record has the end of a layer and the beginning of the next one.
+    while store.disk("a").unwrap().rework().is_some() {
+        reworks::make(&store, "a");
+        made += 1;
+    }
+    assert!(made >= 3, "{made}");
+    medium.set_hook(None);
+    assert!(reads.load(Ordering::SeqCst) > 0);
+    assert_eq!(held.load(Ordering::SeqCst), 0);
+    assert_eq!(blocks(&store, "a")[0], 3);
+}
