@@ -3,6 +3,7 @@
 
 mod aio;
 mod api;
+mod base_files;
 mod changes;
 mod check;
 mod copies;
