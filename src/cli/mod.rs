@@ -20,6 +20,7 @@ mod error;
 mod events;
 mod export;
 mod generator;
+mod glance;
 mod holders;
 mod import;
 mod increment;
@@ -135,6 +136,8 @@ enum Command {
     #[command(subcommand)]
     Trace(trace::Trace),
     #[command(subcommand)]
+    Glance(glance::Glance),
+    #[command(subcommand)]
     Job(job::Job),
     Jobs(job::Jobs),
     Status(status::Status),
@@ -174,6 +177,7 @@ pub fn main() -> ExitCode {
         Command::Pool(pool) => pool.run(&global),
         Command::Trash(trash) => trash.run(&global),
         Command::Trace(trace) => trace.run(&global),
+        Command::Glance(glance) => glance.run(&global),
         Command::Job(job) => job.run(&global),
         Command::Jobs(jobs) => jobs.run(&global),
         Command::Status(status) => status.run(&global),

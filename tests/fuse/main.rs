@@ -20,6 +20,7 @@ mod export;
 mod failing;
 mod file;
 mod full;
+mod glance;
 mod hanging;
 mod harness;
 mod hung_files;
