@@ -32,6 +32,7 @@ mod listing;
 mod logging;
 mod man;
 mod map;
+mod nova;
 mod output;
 mod pool;
 mod progress;
@@ -138,6 +139,10 @@ enum Command {
     #[command(subcommand)]
     Glance(glance::Glance),
     #[command(subcommand)]
+    Import(nova::ImportFrom),
+    #[command(subcommand)]
+    Export(nova::ExportTo),
+    #[command(subcommand)]
     Job(job::Job),
     Jobs(job::Jobs),
     Status(status::Status),
@@ -178,6 +183,8 @@ pub fn main() -> ExitCode {
         Command::Trash(trash) => trash.run(&global),
         Command::Trace(trace) => trace.run(&global),
         Command::Glance(glance) => glance.run(&global),
+        Command::Import(from) => from.run(&global),
+        Command::Export(to) => to.run(&global),
         Command::Job(job) => job.run(&global),
         Command::Jobs(jobs) => jobs.run(&global),
         Command::Status(status) => status.run(&global),

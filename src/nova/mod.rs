@@ -12,6 +12,7 @@
 pub mod contents;
 mod lock;
 mod overlays;
+mod takeover;
 #[cfg(test)]
 mod tests;
 
@@ -25,9 +26,13 @@ use sha1::{Digest, Sha1};
 
 pub use lock::NameLock;
 pub use overlays::Overlay;
+pub use takeover::{Below, Disk, Held, Vm, format_in_info, hold, set_format_in_info};
 
 /// Nova's cache of images.
 const CACHE: &str = "_base";
+/// Where the files of images are that became bases, in the directory of instances: Nova changes the times of those in its
+/// cache, and removes them.
+const TAKEN: &str = "plyfs-bases";
 /// Nova's lock files.
 const LOCKS: &str = "locks";
 

@@ -34,6 +34,7 @@ mod lazy;
 mod limits;
 mod live;
 mod many;
+mod nova;
 mod operations;
 mod pools;
 mod privilege;
