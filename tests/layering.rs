@@ -64,8 +64,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("export", &["format", "io"]),
     ("import", &["format", "image", "io", "source"]),
+    ("nova", &["io"]),
     ("seal", &["format"]),
-    ("cli", &["config", "control", "daemon", "check", "export", "format", "import", "seal", "source"]),
+    (
+        "cli",
+        &["config", "control", "daemon", "check", "export", "format", "import", "nova", "seal", "source"],
+    ),
 ];
 
 /// Edges on which a module may use only these items.

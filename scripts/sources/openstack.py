@@ -109,7 +109,7 @@ class Failures(list):
 class Cloud:
     """keystone and Glance, each behind uwsgi on a port of the loopback interface."""
 
-    def __init__(self, where):
+    def __init__(self, where, life=LIFE):
         self.where, self.venv = where, Path(VENV) if VENV else where / "venv"
         if not VENV:
             call("python3", "-m", "venv", self.venv)
@@ -118,7 +118,7 @@ class Cloud:
         self.keystone, self.glance = (f"http://127.0.0.1:{self.ports[name]}" for name in ("keystone", "glance"))
         for name in ("fernet", "credential", "images", "staging", "tasks", "cache", "lock"):
             (where / name).mkdir(mode=0o700)
-        values = {"where": where, "life": LIFE, "keystone": self.keystone, "password": PASSWORD}
+        values = {"where": where, "life": life, "keystone": self.keystone, "password": PASSWORD}
         (where / "keystone.conf").write_text(KEYSTONE.format(**values))
         (where / "glance-api.conf").write_text(GLANCE.format(**values))
         (where / "paste.ini").write_text(PASTE)
@@ -127,10 +127,10 @@ class Cloud:
         manage = [self.venv / "bin/keystone-manage", "--config-file", where / "keystone.conf"]
         user = ["--keystone-user", str(os.getuid()), "--keystone-group", str(os.getgid())]
         call(*manage, "db_sync", timeout=120)
-        call(*manage, "fernet_setup", *user, timeout=60)
-        call(*manage, "credential_setup", *user, timeout=60)
+        call(*manage, "fernet_setup", *user, timeout=180)
+        call(*manage, "credential_setup", *user, timeout=180)
         urls = [f"--bootstrap-{kind}-url={self.keystone}/v3" for kind in ("admin", "public", "internal")]
-        call(*manage, "bootstrap", "--bootstrap-password", PASSWORD, "--bootstrap-region-id", "R", *urls, timeout=60)
+        call(*manage, "bootstrap", "--bootstrap-password", PASSWORD, "--bootstrap-region-id", "R", *urls, timeout=180)
         call(self.venv / "bin/glance-manage", "--config-file", where / "glance-api.conf", "db_sync", timeout=120)
         self.processes = {}
         self.start("keystone")
@@ -151,7 +151,7 @@ class Cloud:
         self.processes[name] = start(
             [self.venv / "bin/uwsgi", way, f"127.0.0.1:{self.ports[name]}", *more, "--module", modules[name], "--virtualenv", self.venv]
             + ["--master", "--processes=2", "--enable-threads", "--lazy-apps", "--die-on-term", "--buffer-size=65535"]
-            + ["--http-chunked-input"],
+            + ["--http-chunked-input", "--socket-timeout=60"],
             self.where / f"{name}.uwsgi.log",
             env=environment,
         )
@@ -171,14 +171,18 @@ class Cloud:
     def stop(self, name):
         end(self.processes.pop(name))
 
-    def ask(self, method, url, body=None, media="application/json"):
-        """One request of the administrator, with a token of its own."""
+    def token(self):
+        """A new token of the administrator."""
         user = {"name": "admin", "domain": {"id": "default"}, "password": PASSWORD}
         identity = {"methods": ["password"], "password": {"user": user}}
         scope = {"project": {"name": "admin", "domain": {"id": "default"}}}
         asked = json.dumps({"auth": {"identity": identity, "scope": scope}}).encode()
         request = urllib.request.Request(f"{self.keystone}/v3/auth/tokens", asked, {"Content-Type": "application/json"})
-        token = urllib.request.urlopen(request, timeout=30).headers["X-Subject-Token"]
+        return urllib.request.urlopen(request, timeout=30).headers["X-Subject-Token"]
+
+    def ask(self, method, url, body=None, media="application/json"):
+        """One request of the administrator, with a token of its own."""
+        token = self.token()
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         request = urllib.request.Request(url, data, {"X-Auth-Token": token, "Content-Type": media}, method=method)
         text = urllib.request.urlopen(request, timeout=60).read()

@@ -36,7 +36,7 @@ pub use self::add::{Description, File, PreparedBase};
 pub use self::examine::Finding;
 pub use self::jobs::BaseJob;
 pub use self::keep::{Evicted, LastCopy};
-pub use self::origin::Delivery;
+pub use self::origin::{Delivery, OfferedImage};
 pub use self::servers::PreparedMove;
 pub use self::state::{BaseState, Condition};
 pub use self::unused::{UnusedBase, UnusedLimits};

@@ -19,6 +19,7 @@ use crate::format::record::{
     BaseIdentity, BaseOptions, BaseRecord, FileProof, ImageFile, ImageFormat, Strictness, Validator,
 };
 use crate::source::http::{HttpIdentity, HttpSource, Probed, ProbedImage, RemoteOptions};
+use crate::source::openstack::{ImagePlace, ImageRecord, Whereabouts};
 use crate::source::{
     FileSource, GlanceIdentity, Kind, Location, OpenImage, RemoteSource, Source, SourceError,
     SourceErrorKind, compare, proven_key, shown,
@@ -37,6 +38,25 @@ pub struct ProbedFile {
     pub format: Option<ImageFormat>,
     /// The first URL, in a form that means the same object for ever.
     pub url: String,
+}
+
+/// An image of a cloud, which may become a base.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OfferedImage {
+    /// Its ID.
+    pub id: String,
+    /// Its name, any text.
+    pub name: Option<String>,
+    /// Bytes.
+    pub size: Option<u64>,
+    /// As its record says.
+    pub disk_format: Option<String>,
+    /// As its record says.
+    pub container_format: Option<String>,
+    /// The source of a base of it.
+    pub url: String,
+    /// Why it cannot be a base.
+    pub unusable: Option<String>,
 }
 
 /// How the bytes of a source come.
@@ -95,6 +115,31 @@ impl HostSources {
                 Ok(Some(ProbedFile { identity, head, format: Some(format), url }))
             }
         }
+    }
+
+    /// The records of the active images of a cloud, and what each would be as a base.
+    ///
+    /// # Errors
+    /// `Denied`, `Protocol` or `Unreachable`.
+    pub async fn images_of(&self, cloud: &str) -> Result<Vec<OfferedImage>, SourceError> {
+        let (http, asked) = (self.http().clone(), cloud.to_owned());
+        let listed = self.handle().spawn(async move { http.list_images(&asked).await });
+        let cancelled = |_| {
+            let (why, advice) = ("the request was cancelled", "try again");
+            SourceError::remote(SourceErrorKind::Unreachable, "read", cloud, why, advice)
+        };
+        let place = Whereabouts::Of(cloud.to_owned());
+        let glance = ImagePlace { glance: place, image: String::new() };
+        let offered = |record: ImageRecord| OfferedImage {
+            url: glance.url_of(&record.id),
+            unusable: record.unusable(),
+            id: record.id,
+            name: record.name,
+            size: record.size,
+            disk_format: record.disk_format,
+            container_format: record.container_format,
+        };
+        Ok(listed.await.map_err(cancelled)??.into_iter().map(offered).collect())
     }
 
     /// The source that a file of a base is fetched from, proven where the file has a proof. Asks no server.

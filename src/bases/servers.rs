@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Bases;
-use super::origin::{Delivery, ProbedFile};
+use super::origin::{Delivery, OfferedImage, ProbedFile};
 use crate::format::record::{BaseRecord, ImageFile};
 use crate::source::{Kind, SourceError, SourceErrorKind, compare, shown};
 use crate::store::{BaseNode, StoreError};
@@ -19,6 +19,15 @@ pub struct PreparedMove {
 }
 
 impl Bases {
+    /// The active images of a cloud of the configuration.
+    ///
+    /// # Errors
+    /// `Source` when the configuration has no such cloud, and when keystone or Glance refuses or cannot be reached.
+    pub async fn images_of(&self, cloud: &str) -> Result<Vec<OfferedImage>, StoreError> {
+        let wrap = |source| StoreError::Source { object: format!("cloud {cloud}"), source };
+        self.sources.images_of(cloud).await.map_err(wrap)
+    }
+
     /// Checks that a URL has the object of a file of a base (0 is the image, 1 the file below it). Without `mirrors`
     /// the file keeps its mirrors.
     ///

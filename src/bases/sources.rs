@@ -23,8 +23,8 @@ use super::whole::WholeImages;
 use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
 use crate::fetch::kept::{
-    CacheObserver, Contents, DiskCache, EvictReason, FileKeys, Limits, OnDamage, SharedCopies, SourceKey,
-    Ticker, default_free_floor,
+    CacheObserver, Contents, DiskCache, EvictReason, FileKeys, Limits, OnDamage, Reach, SharedCopies,
+    SourceKey, Ticker, default_free_floor,
 };
 use crate::fetch::{DemandBudget, Failing, FetchCache, LazySource, NoCache, TimedReads};
 use crate::format::record::{BaseRecord, FileProof, ImageFile};
@@ -647,6 +647,10 @@ impl Sources for HostSources {
 
     fn kept(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError> {
         Ok(self.fetched(base, file)?)
+    }
+
+    fn kept_bytes(&self, base: &BaseRecord, file: &ImageFile) -> u64 {
+        self.contents(base, file).cached_bytes(Reach::Proven)
     }
 
     fn traffic(&self, base: &BaseRecord) -> Arc<Traffic> {

@@ -137,6 +137,20 @@ impl Export {
         }
     }
 
+    /// A qcow2 image of a disk as it is now, on top of a raw file with the contents of its base, or of all of it.
+    pub(super) fn of_overlay(disk: &str, file: PathBuf, onto: Option<String>) -> Self {
+        Self {
+            source: DiskOrSnapshot { disk: disk.to_owned(), snapshot: None },
+            file,
+            format: Some(FileFormat::Qcow2),
+            since: None,
+            compress: None,
+            onto_format: onto.is_some().then_some(BackingFormat::Raw),
+            onto,
+            force: true,
+        }
+    }
+
     pub(super) fn run(&self, global: &Global) -> Result<(), CliError> {
         self.check_options(global)?;
         let (size, bytes) = self.write_file(global, Place::Elsewhere)?;

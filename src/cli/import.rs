@@ -73,6 +73,20 @@ impl Import {
         if self.increment {
             return increment::import(self, global);
         }
+        let (client, image) = (global.client()?, self.open()?);
+        self.take(global, &client, &image)?;
+        self.print(global, &client, &image)
+    }
+
+    /// A qcow2 file on top of the contents of `base`, or of all of a disk.
+    pub(super) fn of_overlay(name: String, file: PathBuf, base: Option<String>) -> Self {
+        let (limits, encryption) = (limits::Options::default(), EncryptArgs::default());
+        let format = Some(FormatArg::Qcow2);
+        Self { name, file, increment: false, force: false, format, base, limits, encryption }
+    }
+
+    /// The image, which needs a base when it is on top of a backing file.
+    pub(super) fn open(&self) -> Result<ImageFile, CliError> {
         let format = self.format.map(|format| match format {
             FormatArg::Raw => Format::Raw,
             FormatArg::Qcow2 => Format::Qcow2,
@@ -88,13 +102,17 @@ impl Import {
                 printable(backing)
             )));
         }
-        let client = global.client()?;
+        Ok(image)
+    }
+
+    /// Makes the disk. None is left when that fails.
+    pub(super) fn take(&self, global: &Global, client: &Client, image: &ImageFile) -> Result<(), CliError> {
         let interrupts = Interrupts::catch();
-        let disk = self.create(&client, image.size())?;
-        let mut job = Announcement::new(&client, (WorkKind::Import, &self.name), None, image.size());
+        let disk = self.create(client, image.size())?;
+        let mut job = Announcement::new(client, (WorkKind::Import, &self.name), None, image.size());
         let mut progress = Progress::of_short_work(&global.output());
         let mut signal = None;
-        let copied = self.copy(&image, Path::new(&disk.path), &mut |done| {
+        let copied = self.copy(image, Path::new(&disk.path), &mut |done| {
             signal = interrupts.pause(Duration::ZERO);
             let (title, total) = (&self.name, image.size());
             let text = format!("{} of {}", format_size(done), format_size(total));
@@ -105,7 +123,7 @@ impl Import {
         progress.clear();
         if let Err(error) = copied {
             let removed = retry::remove(
-                &client,
+                client,
                 "disk",
                 &self.name,
                 Removal { force: true, now: true, ..Removal::default() },
@@ -126,7 +144,7 @@ impl Import {
             }
             return Err(error);
         }
-        self.print(global, &client, &image)
+        Ok(())
     }
 
     pub(super) fn action(&self) -> String {

@@ -20,6 +20,7 @@ mod error;
 mod events;
 mod export;
 mod generator;
+mod glance;
 mod holders;
 mod import;
 mod increment;
@@ -31,6 +32,7 @@ mod listing;
 mod logging;
 mod man;
 mod map;
+mod nova;
 mod output;
 mod pool;
 mod progress;
@@ -135,6 +137,12 @@ enum Command {
     #[command(subcommand)]
     Trace(trace::Trace),
     #[command(subcommand)]
+    Glance(glance::Glance),
+    #[command(subcommand)]
+    Import(nova::ImportFrom),
+    #[command(subcommand)]
+    Export(nova::ExportTo),
+    #[command(subcommand)]
     Job(job::Job),
     Jobs(job::Jobs),
     Status(status::Status),
@@ -174,6 +182,9 @@ pub fn main() -> ExitCode {
         Command::Pool(pool) => pool.run(&global),
         Command::Trash(trash) => trash.run(&global),
         Command::Trace(trace) => trace.run(&global),
+        Command::Glance(glance) => glance.run(&global),
+        Command::Import(from) => from.run(&global),
+        Command::Export(to) => to.run(&global),
         Command::Job(job) => job.run(&global),
         Command::Jobs(jobs) => jobs.run(&global),
         Command::Status(status) => status.run(&global),

@@ -80,7 +80,7 @@ impl Cause {
     /// The text in the description of the API.
     pub(super) fn meaning(self) -> &'static str {
         match self {
-            Self::NotFound => "there is no such disk, base, job, trace or resource",
+            Self::NotFound => "there is no such disk, base, job, trace, cloud or resource",
             Self::NotAllowed => "the resource has no such method",
             Self::Exists => "the name is taken",
             Self::InUse => {

@@ -10,6 +10,7 @@
 mod bases;
 mod changes;
 pub mod clients;
+mod clouds;
 mod connections;
 mod disks;
 mod encryption;
@@ -191,6 +192,8 @@ fn router(control: Control) -> Router {
         .route("/v1/bases/{name}/hydrate", post(kept::hydrate))
         .route("/v1/bases/{name}/verify", post(kept::verify))
         .route("/v1/bases/{name}/children", get(trash::of_base))
+        .route("/v1/clouds", get(clouds::list))
+        .route("/v1/clouds/{name}/images", get(clouds::images))
         .route("/v1/prune", post(trash::prune))
         .route("/v1/trash", get(trash::list))
         .route("/v1/trash/{id}", delete(trash::purge))

@@ -13,8 +13,8 @@ use utoipa::OpenApi;
 use super::error::Cause;
 use super::wire::ErrorKind;
 use super::{
-    bases, changes, clients, disks, encryption, events, extents, jobs, kept, limits, maps, metrics, pools,
-    servers, snapshots, stats, status, traces, trash, wire,
+    bases, changes, clients, clouds, disks, encryption, events, extents, jobs, kept, limits, maps, metrics,
+    pools, servers, snapshots, stats, status, traces, trash, wire,
 };
 
 /// The pattern of a name in a path. The daemon refuses other names.
@@ -142,6 +142,8 @@ a name one succeeds.
         kept::evict,
         kept::hydrate,
         kept::verify,
+        clouds::list,
+        clouds::images,
         jobs::list,
         jobs::show,
         jobs::cancel,
@@ -163,6 +165,7 @@ a name one succeeds.
         (name = "disks", description = "Disks: each is one raw file under the mount."),
         (name = "pools", description = "Pools: directories on other drives for the data of disks."),
         (name = "bases", description = "Bases: the shared, read-only images that disks start from."),
+        (name = "clouds", description = "Clouds: the images that clouds of OpenStack offer."),
         (name = "jobs", description = "Jobs: work on whole bases in the background, and copies of disks that clients make."),
         (name = "traces", description = "Traces: which blocks the boot of a base reads, so that plyfs fetches them ahead of the next boot."),
         (name = "events", description = "Events of bases and caches."),
@@ -192,6 +195,7 @@ pub fn document() -> Value {
         let in_path = [
             ("/v1/disks/{name}", "name", "Name of the disk.", NAME),
             ("/v1/bases/{name}", "name", "Name of the base.", NAME),
+            ("/v1/clouds/{name}", "name", "Name of the cloud.", NAME),
             ("/v1/pools/{name}", "name", "Name of the pool.", NAME),
             ("/v1/jobs/{id}", "id", "Identifier of the job.", JOB),
             ("/v1/trash/{id}", "id", "Number of the disk.", NUMBER),

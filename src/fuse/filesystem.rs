@@ -15,8 +15,8 @@ use super::reply::{answer, time_ns};
 use super::{Node, PlyFs, SUFFIX, TTL, disk_of, handle_of, reply, strip, target_of};
 use crate::disk::{Grow, Seek};
 use crate::serve::{
-    self, AttributeChange, CopyRequest, CreatedDisk, RefusedName, Requester, SpaceChange, Target,
-    WriteRequest,
+    self, AttributeChange, BaseAttributes, CopyRequest, CreatedDisk, RefusedName, Requester, SpaceChange,
+    Target, WriteRequest,
 };
 use crate::store::{Attributes, Replace};
 
@@ -75,7 +75,7 @@ impl Filesystem for PlyFs {
         uid: Option<u32>,
         gid: Option<u32>,
         size: Option<u64>,
-        _atime: Option<TimeOrNow>,
+        atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
         _fh: Option<FileHandle>,
@@ -88,6 +88,18 @@ impl Filesystem for PlyFs {
         let change = AttributeChange { mode, uid, gid, size, modified_ns: mtime.map(time_ns) };
         let (node, id) = match Node::of(ino.0) {
             Some(node @ Node::Disk(id)) => (node, id),
+            // The kernel has checked that the caller may set times.
+            Some(node @ Node::Base(id))
+                if (change.modified_ns.is_some() || atime.is_some())
+                    && (mode, uid, gid, size) == (None, None, None, None) =>
+            {
+                let owner = self.owner;
+                let answer = move |done: Result<BaseAttributes, serve::Errno>| match done {
+                    Ok(found) => reply.attr(&TTL, &reply::base(node, &found, &owner)),
+                    Err(errno) => reply.error(errno.into()),
+                };
+                return self.service.set_time_of_base(id, change.modified_ns, answer);
+            }
             Some(Node::Base(_) | Node::Snapshot(_)) => return reply.error(Errno::EROFS),
             _ => return reply.error(Errno::EPERM),
         };

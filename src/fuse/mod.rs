@@ -105,8 +105,10 @@ impl PlyFs {
                 answer(found.map(|found| reply::disk(node, &found)).map_err(Errno::from));
             }),
             Node::Base(id) => {
-                let base = self.service.base(id).map_err(Errno::from);
-                answer(base.map(|base| reply::base(node, base.record(), &self.owner)));
+                let owner = self.owner;
+                self.service.base_attributes(id, move |found| {
+                    answer(found.map(|found| reply::base(node, &found, &owner)).map_err(Errno::from));
+                });
             }
             Node::Snapshot(number) => {
                 let found = self.service.store().snapshot_by_number(number).ok_or(Errno::ESTALE);

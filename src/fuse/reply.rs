@@ -6,9 +6,8 @@ use fuser::{FileAttr, FileType, INodeNo, ReplyEmpty, TimeOrNow};
 
 use super::{Node, Ownership};
 use crate::format::lineage::SnapshotEntry;
-use crate::format::record::BaseRecord;
 use crate::io::sys;
-use crate::serve;
+use crate::serve::{self, BaseAttributes};
 use crate::store::Attributes;
 
 /// Answers a request whose only result is success.
@@ -85,11 +84,12 @@ pub fn snapshot(node: Node, entry: &SnapshotEntry, owner: (u32, u32, u32)) -> Fi
     out
 }
 
-/// A base.
-pub fn base(node: Node, record: &BaseRecord, owner: &Ownership) -> FileAttr {
-    let times = (record.created_ns, record.created_ns, record.modified_ns());
+/// A base. Its blocks are what this host has of it, so that `du` and Nova count what it costs here.
+pub fn base(node: Node, a: &BaseAttributes, owner: &Ownership) -> FileAttr {
+    let times = (a.created_ns, a.changed_ns, a.modified_ns);
     let mut out = attr(node, FileType::RegularFile, owner.base_mode, (owner.uid, owner.gid), times);
-    out.size = record.size();
-    out.blocks = record.size().div_ceil(512);
+    out.size = a.size;
+    // Programs such as tar take a file without blocks for one hole, and do not read it.
+    out.blocks = a.stored.div_ceil(512).max(u64::from(out.blksize / 512));
     out
 }

@@ -14,6 +14,7 @@ mod live_store;
 mod mapping;
 pub(crate) mod prefault;
 pub mod priority;
+pub mod record_lock;
 #[cfg(any(test, feature = "simulation"))]
 pub mod sim;
 pub mod sys;

@@ -45,6 +45,18 @@ impl AttributeChange {
     }
 }
 
+/// What stat(2) tells of a base's own file. Times are nanoseconds since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BaseAttributes {
+    /// Bytes of the virtual disk.
+    pub size: u64,
+    /// Bytes that this host has of it.
+    pub stored: u64,
+    pub created_ns: i64,
+    pub changed_ns: i64,
+    pub modified_ns: i64,
+}
+
 /// A change of the space of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpaceChange {
@@ -119,6 +131,43 @@ impl Service {
         self.when_attached(call, target, answer, refuse, move |service, answer| {
             let (lane, runner, service) = (Lane::Disk(disk), &service.runner, service.clone());
             runner.change(lane, answer, refuse, move |answer| answer(apply(&service)));
+        });
+    }
+
+    /// Returns the attributes of a base's own file. Waits for no file of the base.
+    pub fn base_attributes(
+        &self,
+        base: u64,
+        answer: impl FnOnce(Result<BaseAttributes, Errno>) + Send + 'static,
+    ) {
+        self.run(Lane::Node(base), move |service| answer(service.base_attributes_now(base)));
+    }
+
+    fn base_attributes_now(&self, base: u64) -> Result<BaseAttributes, Errno> {
+        let node = self.base(base)?;
+        let (modified_ns, changed_ns) = self.store.times_of_base(&node);
+        let (size, created_ns) = (node.record().size(), node.record().created_ns);
+        Ok(BaseAttributes { size, stored: node.stored_bytes(), created_ns, changed_ns, modified_ns })
+    }
+
+    /// Sets the modification time of a base's own file, the only attribute of it that a client can change, and returns
+    /// the new attributes. `None` leaves it as it is: the access time is not kept.
+    pub fn set_time_of_base(
+        &self,
+        base: u64,
+        modified_ns: Option<i64>,
+        answer: impl FnOnce(Result<BaseAttributes, Errno>) + Send + 'static,
+    ) {
+        let answer = self.measured(Target::Base(base), Operation::Change, 0, answer);
+        let service = self.clone();
+        // It waits for the store's disk.
+        self.runner.change_in(Lane::Node(base), answer, refuse, move |answer| {
+            answer(guard::guarded(|| {
+                if let Some(at) = modified_ns {
+                    service.store.set_time_of_base(&*service.base(base)?, at);
+                }
+                service.base_attributes_now(base)
+            }));
         });
     }
 

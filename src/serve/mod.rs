@@ -36,7 +36,7 @@ mod write;
 use std::sync::Arc;
 
 use attempt::{Kind, Origin, PendingRequest, Place};
-pub use change::{AttributeChange, SpaceChange};
+pub use change::{AttributeChange, BaseAttributes, SpaceChange};
 use copy::Copies;
 pub use copy::{CopiedBytes, CopyRequest};
 pub use error::Errno;

@@ -45,7 +45,7 @@ pub enum Lane {
     Disk(u64),
     /// Flushes of a disk.
     Sync(u64),
-    /// Opening a disk without a base, and its attributes.
+    /// Opening a disk without a base, and its attributes; attributes of a base.
     Node(u64),
     /// Requests that need the files of a base, of any disk.
     Base(u64),

@@ -104,6 +104,7 @@ pub struct FileSource {
     identity: Identity,
     direct: bool,
     changed: AtomicBool,
+    allocated: u64,
 }
 
 impl FileSource {
@@ -125,7 +126,13 @@ impl FileSource {
         usable(path, &metadata)?;
         let found = FileIdentity::of(&metadata);
         let (identity, changed) = (Identity::File(found), AtomicBool::new(false));
-        Ok(Self { file, path: path.to_owned(), found, identity, direct, changed })
+        let allocated = metadata.blocks() * 512;
+        Ok(Self { file, path: path.to_owned(), found, identity, direct, changed, allocated })
+    }
+
+    /// Bytes that the file occupied when it was opened.
+    pub fn allocated(&self) -> u64 {
+        self.allocated
     }
 
     /// The identity of the file that was opened, as in a record.

@@ -1,5 +1,6 @@
 //! A registered base, and its open files once a disk needs them.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -47,6 +48,11 @@ pub trait Sources: Send + Sync {
     /// When this process has no network. For a file of this host as [`file`](Self::file), unless all of it is in the
     /// store.
     fn kept(&self, base: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, SourceError>;
+
+    /// Bytes that this host keeps of a file that is read through its cache. Waits for no disk.
+    fn kept_bytes(&self, _base: &BaseRecord, _file: &ImageFile) -> u64 {
+        0
+    }
 
     /// The traffic counters of the base.
     fn traffic(&self, base: &BaseRecord) -> Arc<Traffic>;
@@ -114,6 +120,8 @@ pub struct BaseNode {
     opened: AtomicUsize,
     /// An earlier worker may have opened handles.
     inherited: AtomicBool,
+    /// Bytes that files of this host occupied when they were opened last, by number; 0 is the image.
+    allocated: Mutex<BTreeMap<usize, u64>>,
 }
 
 impl BaseNode {
@@ -141,7 +149,19 @@ impl BaseNode {
             stats,
             opened: AtomicUsize::new(0),
             inherited: AtomicBool::new(false),
+            allocated: Mutex::default(),
         }
+    }
+
+    /// Bytes that this host has of the base: what the cache keeps of the files that are read through it, and what the
+    /// others occupied when they were opened last. Of a file that was not opened yet, its size. Waits for no file.
+    pub fn stored_bytes(&self) -> u64 {
+        let options = self.options();
+        let of = |(number, file): (usize, &ImageFile)| match options.keeps(file) {
+            true => self.sources.kept_bytes(&self.record, file),
+            false => self.allocated.lock().get(&number).copied().unwrap_or(file.identity.size),
+        };
+        self.record.files().enumerate().map(of).sum()
     }
 
     /// Notes that a client opened the base's own file.
@@ -365,7 +385,7 @@ impl BaseNode {
         }
         let mut layers = Vec::with_capacity(1 + record.backing.len());
         for (index, file) in record.files().enumerate() {
-            let source = self.open(&record, file)?;
+            let source = self.open(&record, index, file)?;
             let chain = if index < record.backing.len() { Chain::OnBacking } else { Chain::Alone };
             let open = |format| image::open(format, source.clone(), file.disk_size, chain);
             let image = reader(file.format).map(open);
@@ -376,12 +396,18 @@ impl BaseNode {
         Ok(Arc::new(Base::layered(id, name, record.size(), layers, self.cache.clone(), traffic)))
     }
 
-    fn open(&self, record: &BaseRecord, file: &ImageFile) -> Result<Arc<dyn Source>, StoreError> {
+    fn open(
+        &self,
+        record: &BaseRecord,
+        number: usize,
+        file: &ImageFile,
+    ) -> Result<Arc<dyn Source>, StoreError> {
         let wrap = |source| StoreError::Source { object: self.object(), source };
         if record.keeps(file) {
             return self.sources.kept(record, file).map_err(wrap);
         }
         let source = self.sources.file(Path::new(&file.source)).map_err(wrap)?;
+        self.allocated.lock().insert(number, source.allocated());
         match compare(&file.identity, &source.found(), record.options.strictness).difference() {
             None => self.sources.proven(source, file.proof.as_ref()).map_err(wrap),
             Some(why) => Err(StoreError::BaseChanged {

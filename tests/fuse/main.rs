@@ -3,6 +3,7 @@
 
 mod aio;
 mod api;
+mod base_files;
 mod changes;
 mod check;
 mod copies;
@@ -19,6 +20,7 @@ mod export;
 mod failing;
 mod file;
 mod full;
+mod glance;
 mod hanging;
 mod harness;
 mod hung_files;
@@ -32,6 +34,7 @@ mod lazy;
 mod limits;
 mod live;
 mod many;
+mod nova;
 mod operations;
 mod pools;
 mod privilege;

@@ -68,6 +68,8 @@ struct Image {
     data: Option<Reply>,
     /// The tokens that are accepted; all, when there are none.
     tokens: Vec<String>,
+    /// The pages of the list of images, without the hidden ones.
+    pages: Vec<serde_json::Value>,
 }
 
 impl Image {
@@ -77,7 +79,7 @@ impl Image {
             "os_hash_algo": "sha512", "os_hash_value": "ab".repeat(64), "checksum": MD5,
             "disk_format": "raw", "container_format": "bare",
         });
-        Self { record, object, data: None, tokens: Vec::new() }
+        Self { record, object, data: None, tokens: Vec::new(), pages: Vec::new() }
     }
 
     fn answer(&self, request: &Request) -> Reply {
@@ -103,6 +105,21 @@ impl Image {
                 _ => Vec::new(),
             };
             return json(&serde_json::json!({ "images": found }));
+        }
+        if let Some(query) = path.strip_prefix("/v2/images?status=active&os_hidden=") {
+            let Some(query) = query.strip_prefix("false&sort=id%3Aasc&limit=50") else {
+                return json(&serde_json::json!({ "images": [] }));
+            };
+            // The marker is the last image of the page before.
+            let last = |page: &serde_json::Value| Some(page["images"].as_array()?.last()?["id"].clone());
+            let page = match query.strip_prefix("&marker=") {
+                None => self.pages.first(),
+                Some(marker) => {
+                    let before = self.pages.iter().position(|page| last(page).is_some_and(|id| id == marker));
+                    before.and_then(|before| self.pages.get(before + 1))
+                }
+            };
+            return page.map_or(Reply::status(404), json);
         }
         assert_eq!(path, format!("/v2/images/{ID}/file"), "{}", request.target);
         match (self.record["status"].as_str(), &self.data) {
@@ -247,6 +264,48 @@ fn an_image_is_found_by_a_name_that_is_of_one_image() {
         Protocol,
         &["no cloud lab (it has: prod)", "[[http.clouds]]"],
     );
+}
+
+#[test]
+fn the_images_of_a_cloud_are_listed_page_by_page() {
+    let house = House::new();
+    let record = |number: u64, status: &str| {
+        let mut record = house.image.lock().unwrap().record.clone();
+        record["id"] = format!("0f3b1c1e-7b0a-4f3e-9d63-{number:012x}").into();
+        record["status"] = status.into();
+        record
+    };
+    // Where the next page is, is not believed.
+    let next = "http://attacker.example.org/v2/images?marker=x";
+    let pages = |last: serde_json::Value| {
+        vec![
+            serde_json::json!({"images": [record(1, "active"), record(2, "active")], "next": next}),
+            serde_json::json!({"images": [record(3, "deactivated"), record(4, "active")], "next": next}),
+            last,
+        ]
+    };
+    let list = || {
+        let http = house.client.http.clone();
+        house.client.wait(async move { http.list_images("prod").await })
+    };
+    house.change(|image| image.pages = pages(serde_json::json!({"images": [record(5, "active")]})));
+    let found: Vec<String> = list().unwrap().into_iter().map(|record| record.id).collect();
+    assert_eq!(found, [1, 2, 4, 5].map(|number| format!("0f3b1c1e-7b0a-4f3e-9d63-{number:012x}")));
+    assert_eq!(house.server.requests().len(), 4, "three pages, and one of hidden images");
+    // A list that does not end or is no list is an error, and so is a page that is missing.
+    house.change(|image| image.pages = pages(serde_json::json!({"images": [], "next": next})));
+    fails(list(), Protocol, &["the pages of the list of images do not go on"]);
+    house.change(|image| {
+        image.pages = pages(serde_json::json!({"images": [record(4, "active")], "next": next}))
+    });
+    fails(list(), Protocol, &["the pages of the list of images do not go on"]);
+    house.change(|image| image.pages = pages(serde_json::json!(["x"])));
+    fails(list(), Protocol, &["no list of images"]);
+    house.change(|image| drop(image.pages.pop()));
+    fails(list(), Denied, &["the list of images"]);
+    let http = house.client.http.clone();
+    let other = house.client.wait(async move { http.list_images("lab").await });
+    fails(other, Protocol, &["no cloud lab (it has: prod)"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! - No body contains a secret: URLs come without query and user info.
 
 mod base;
+mod cloud;
 mod disk;
 mod encryption;
 mod error;
@@ -28,6 +29,7 @@ pub use base::{
     AddBase, Backing, Base, BaseState, Below, Evict, Evicted, Fail, Format, FurtherCopy, Hydrate, Identity,
     Pin, Server, SetUrls, Work, WorkKind, WorkState,
 };
+pub use cloud::{Cloud, CloudImage};
 pub use disk::{Change, CreateDisks, Disk, DiskState, Move, Rebase, Removed, Resize};
 pub use encryption::{KeyReference, Shred};
 pub use error::{ErrorBody, ErrorKind, Refusal};

@@ -9,6 +9,8 @@
 //! - Another place comes from a record, so it is judged as a redirect is (H9), and only where the operator allows its
 //!   kind. It gets no token, unless it is the Swift of the same cloud.
 
+mod list;
+
 use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;

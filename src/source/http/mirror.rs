@@ -90,8 +90,8 @@ struct Target {
     reach: Reach,
 }
 
-/// Why a store of Glance cannot be read block by block.
-pub(super) const NO_RANGES: &str = "it is a Glance whose store has no random access to images";
+/// Why an image of a Glance cannot be read block by block: its store gives no ranges.
+pub const NO_RANGES: &str = "it is a Glance whose store has no random access to images";
 
 /// One request.
 pub(super) struct Dispatch<'a> {

@@ -59,6 +59,7 @@ use gate::{Gate, Pass};
 use glance::Refused;
 pub use glance::{ProbedImage, check_image_url};
 use limit::{Party, Rate, Slot, Slots};
+pub use mirror::NO_RANGES;
 use mirror::{Dispatch, HeldSlots, Mirror};
 use network::Clients;
 pub use network::{Network, Proxies};

@@ -4,6 +4,7 @@
 
 use serde::Deserialize;
 
+use super::place::{ImagePlace, Whereabouts};
 use crate::format::record::{Digest, ImageFormat};
 use crate::source::http_identity::printable;
 
@@ -12,6 +13,9 @@ use crate::source::http_identity::printable;
 pub struct ImageRecord {
     /// The UUID.
     pub id: String,
+    /// Any text, or none.
+    #[serde(default)]
+    pub name: Option<String>,
     /// In Glance's own word.
     pub status: String,
     /// Bytes; none before the data is complete.
@@ -39,6 +43,26 @@ pub struct ImageRecord {
 pub struct Location {
     /// The URL. It may have a password.
     pub url: String,
+}
+
+/// A page of a list of images.
+#[derive(Debug, Deserialize)]
+pub struct ImagePage {
+    /// The images.
+    pub images: Vec<ImageRecord>,
+    /// Where the next page is; none after the last one.
+    #[serde(default)]
+    pub next: Option<String>,
+}
+
+impl ImagePage {
+    /// Of the body of an answer.
+    ///
+    /// # Errors
+    /// That it is no list, without its text.
+    pub fn parse(body: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(body).map_err(|_| "Glance's answer is no list of images".into())
+    }
 }
 
 /// The answer to a search by name.
@@ -93,6 +117,24 @@ impl ImageRecord {
             }
             None => Err("its record has no disk_format".into()),
         }
+    }
+
+    /// Why an active image cannot be a base; none of one that can, as far as its record says.
+    pub fn unusable(&self) -> Option<String> {
+        let is_id = ImagePlace::is_by_id(&ImagePlace {
+            glance: Whereabouts::At(String::new()),
+            image: self.id.clone(),
+        });
+        if !is_id {
+            return Some("its ID is no UUID".into());
+        }
+        if self.os_hash_value.is_none() || self.os_hash_algo.is_none() {
+            return Some("its record has no os_hash_value".into());
+        }
+        if self.size.unwrap_or(0) == 0 {
+            return Some("its record has no size".into());
+        }
+        self.format().err()
     }
 
     /// `os_hash_value` as a digest that plyfs can compute; none of other algorithms.

@@ -15,6 +15,6 @@ mod place;
 mod tests;
 
 pub use clouds::{Cloud, find};
-pub use image::{ImageRecord, Location, Matches};
+pub use image::{ImagePage, ImageRecord, Location, Matches};
 pub use keystone::{Endpoint, Session};
 pub use place::{ImagePlace, ObjectPlace, Whereabouts};

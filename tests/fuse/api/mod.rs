@@ -17,6 +17,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use self::schema::misfits;
+use crate::glance::House;
 use crate::harness::{TestDaemon, open, read_at, signal, until};
 use crate::server::{Object, Server};
 
@@ -350,6 +351,18 @@ fn every_operation_answers_as_described() {
     ok("POST /v1/stop", "");
     daemon.ended();
 
+    // The clouds of another daemon.
+    let house = House::new();
+    house.add(1, &Object::new(MIB));
+    let clouds = Api::of(&house.daemon);
+    assert_eq!(clouds.ask("GET /v1/clouds", "", None), (200, json!([{"name": "test"}])));
+    let (status, images) = clouds.ask("GET /v1/clouds/{name}/images", "test", None);
+    assert_eq!(
+        (status, images[0]["disk_format"].as_str(), &images[0]["unusable"]),
+        (200, Some("raw"), &Value::Null)
+    );
+    api.done.borrow_mut().extend(clouds.done.take());
+
     let all = api.document["paths"].as_object().unwrap().values();
     let all = all.flat_map(|item| item.as_object().unwrap().values());
     let all: BTreeSet<_> = all.filter_map(|one| one["operationId"].as_str().map(str::to_owned)).collect();
@@ -386,6 +399,7 @@ fn refusals_are_answered_as_described() {
         "DELETE /v1/bases/{name}/trace",
         "GET /v1/bases/{name}/trace/file",
         "PUT /v1/bases/{name}/trace/file",
+        "GET /v1/clouds/{name}/images",
         "GET /v1/pools/{name}",
         "POST /v1/pools/{name}/attach",
         "DELETE /v1/pools/{name}",

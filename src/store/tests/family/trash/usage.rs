@@ -60,3 +60,38 @@ fn a_store_that_is_only_looked_at_has_no_list_of_uses() {
     store.close().unwrap();
     assert!(!fixture.path(USED).exists());
 }
+
+/// Guards D83.
+#[test]
+fn a_time_that_a_client_sets_is_a_use_and_survives_a_crash() {
+    let (fixture, store) = TestStore::with_base();
+    let base = store.base("b").unwrap();
+    let record = base.record();
+    assert_eq!(store.times_of_base(&base), (record.modified_ns(), record.created_ns));
+    let before = store.last_used(&base);
+    tick();
+    store.set_time_of_base(&base, i64::MAX);
+    let used = store.last_used(&base);
+    assert!(used > before && used <= sys::now_ns(), "a use is not in the future");
+    let (modified, changed) = store.times_of_base(&base);
+    assert!(modified == i64::MAX && changed >= before);
+    store.set_time_of_base(&base, -5);
+    assert_eq!(
+        (store.times_of_base(&base).0, store.last_used(&base)),
+        (-5, used),
+        "no time takes a use back"
+    );
+    let times = store.times_of_base(&base);
+    drop((store, base));
+    // A crash.
+    let store = fixture.open();
+    let base = store.base("b").unwrap();
+    assert_eq!((store.times_of_base(&base), store.last_used(&base)), (times, used));
+    // A removed base leaves none.
+    drop(base);
+    store.remove_base("b").unwrap();
+    store.note_uses(CLOSED);
+    store.close().unwrap();
+    let list = crate::format::used::decode(&fs::read(fixture.path(USED)).unwrap()).unwrap();
+    assert_eq!(list, crate::format::used::UseList::default());
+}
