@@ -45,6 +45,8 @@ pub mod layers;
 pub mod limits;
 pub mod mutant;
 #[cfg(feature = "daemon")]
+pub mod peers;
+#[cfg(feature = "daemon")]
 mod sandbox;
 #[cfg(feature = "daemon")]
 pub mod seal;

@@ -33,6 +33,7 @@ mod limits;
 mod live;
 mod many;
 mod operations;
+mod peers;
 mod pools;
 mod privilege;
 mod process;
