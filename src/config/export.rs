@@ -87,8 +87,15 @@ mod tests {
         for text in ["127.0.0.1:7070", "[::1]:7070", "10.1.2.3:80"] {
             assert_eq!(address(text), Ok(Some(text.parse().expect("an address"))));
         }
-        let others =
-            ["0.0.0.0:7070", "[::]:7070", "[::ffff:0.0.0.0]:7070", "224.0.0.1:7070", "host:7070", ":7070", "7070"];
+        let others = [
+            "0.0.0.0:7070",
+            "[::]:7070",
+            "[::ffff:0.0.0.0]:7070",
+            "224.0.0.1:7070",
+            "host:7070",
+            ":7070",
+            "7070",
+        ];
         for text in others.into_iter().chain(["127.0.0.1", "127.0.0.1:0", "", "http://127.0.0.1:7070"]) {
             let why = address(text).expect_err("it is refused");
             assert!(why.contains("export.http") && why.contains("give"), "{why}");

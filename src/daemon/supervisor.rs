@@ -27,7 +27,9 @@ use super::home::{LiveHome, TentativeHome};
 use super::outcome::Outcome;
 use super::process::{Phase, Worker, WorkerEvent, reap_orphans};
 use super::upgrade::Upgrading;
-use super::{ServeError, callers, export_socket, handover, kernel as own_kernel, mount, page_socket, start, system};
+use super::{
+    ServeError, callers, export_socket, handover, kernel as own_kernel, mount, page_socket, start, system,
+};
 use crate::cache::BlockCache;
 use crate::config::Config;
 use crate::control::report::{self, End, Report, Standby, reason};

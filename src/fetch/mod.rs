@@ -42,10 +42,10 @@ use crate::source::{
 };
 pub use budget::DemandBudget;
 pub use health::Failing;
-pub use lend::Arriving;
 use health::Health;
 use holdings::LazyHoldings;
 use kept::{CachedSource, Contents, Reach};
+pub use lend::Arriving;
 use place::LateRange;
 pub use place::{FurtherCopies, Place};
 use readahead::Readahead;

@@ -96,7 +96,9 @@ pub fn spawn(
         runtime.block_on(async {
             match TcpListener::from_std(listener) {
                 Ok(listener) => accept(listener, exporter).await,
-                Err(error) => tracing::error!(%error, "cannot serve other hosts; disks are served without it"),
+                Err(error) => {
+                    tracing::error!(%error, "cannot serve other hosts; disks are served without it")
+                }
             }
         });
     };

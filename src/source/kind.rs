@@ -136,7 +136,13 @@ mod places {
             if is_peer(source) {
                 let why = "another host has only what its disks have read";
                 let advice = "give the server of the image as the source, and this as --mirror";
-                return Err(SourceError::remote(SourceErrorKind::Protocol, "use", shown(source), why, advice));
+                return Err(SourceError::remote(
+                    SourceErrorKind::Protocol,
+                    "use",
+                    shown(source),
+                    why,
+                    advice,
+                ));
             }
             let Location::Url { scheme, .. } = Location::of(source) else { return Ok(Self::File) };
             let of_scheme = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme));

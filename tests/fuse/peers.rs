@@ -131,9 +131,10 @@ fn a_block_that_is_on_its_way_to_one_host_is_fetched_once() {
         scope.spawn(|| read(&cold, &object, 2 * MIB, 4096));
     });
     let requests = server.requests();
-    let covering = requests.iter().filter_map(|request| request.range()).filter(|(first, last)| {
-        (*first..=*last).contains(&(2 * MIB as u64))
-    });
+    let covering = requests
+        .iter()
+        .filter_map(|request| request.range())
+        .filter(|(first, last)| (*first..=*last).contains(&(2 * MIB as u64)));
     assert_eq!(covering.count(), 1, "{requests:?}");
 }
 

@@ -130,7 +130,10 @@ fn a_peer_without_the_base_is_left_alone_for_a_while_and_no_other_base_of_it_is(
     let source = open(&client, &origin, &[url(&peer)], &object);
     for at in 0..8u64 {
         let range = at * 64 * KIB..(at + 1) * 64 * KIB;
-        assert!(client.read(&source, range.clone()).unwrap() == object.bytes[range.start as usize..range.end as usize]);
+        assert!(
+            client.read(&source, range.clone()).unwrap()
+                == object.bytes[range.start as usize..range.end as usize]
+        );
     }
     assert_eq!(peer.requests().len(), 1);
     let other = Object::seeded(MIB, 9);

@@ -343,7 +343,8 @@ fn a_peer_that_lies_is_found_out_and_the_server_is_asked() {
     assert!(trouble.contains("bytes 49152 to 65535 are not those"), "{trouble}");
     // Its groups before the wrong one were used.
     let requests = server.requests();
-    let first = requests.iter().filter(|request| !request.is_for_a_proof()).find_map(Request::range).unwrap().0;
+    let first =
+        requests.iter().filter(|request| !request.is_for_a_proof()).find_map(Request::range).unwrap().0;
     assert_eq!(first, 3 * GROUP);
     assert!(client.http.servers().iter().any(|(_, count)| count.wrong > 0));
     assert!(sloth.requests().len() < 5, "{}", sloth.requests().len());

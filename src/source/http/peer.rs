@@ -6,7 +6,7 @@
 //! - A peer without the bytes (504, as for `only-if-cached`), without the base (404) or without time (503) costs one
 //!   request: the read goes on at the next mirror at once, and neither the peer nor its URL is paused for other reads of
 //!   what it may have.
-//! - No answer of a peer makes a base `changed`, fails a read or holds it up for longer than [`PATIENCE`].
+//! - No answer of a peer makes a base `changed`, fails a read or holds it up for longer than 5 s.
 
 use std::time::Duration;
 
@@ -218,13 +218,9 @@ mod tests {
         };
         let missing = |until, rest| Some(Failure::Missing { until, rest });
         assert_eq!(said(504, Some("100-499")), missing(500, None));
-        for (line, until) in [
-            ("0-5", 101),
-            ("100-18446744073709551615", 1000),
-            ("100-99999", 1000),
-            ("x-y", 1000),
-            ("", 1000),
-        ] {
+        for (line, until) in
+            [("0-5", 101), ("100-18446744073709551615", 1000), ("100-99999", 1000), ("x-y", 1000), ("", 1000)]
+        {
             assert_eq!(said(504, Some(line)), missing(until, None), "{line}");
         }
         assert_eq!(said(504, None), missing(1000, None));

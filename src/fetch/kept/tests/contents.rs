@@ -222,7 +222,10 @@ fn only_what_was_compared_is_lent_to_other_hosts_and_lending_changes_nothing() {
     assert_eq!((lent(Reach::Proven), lent(Reach::Verified)), ((20, true), (0, true)));
     assert!(verify(&contents, b'A'));
     let seen = cache.stats();
-    assert_eq!((lent(Reach::Verified), contents.lend(69, &mut bytes(0, 69, 1), Reach::Verified)), ((20, true), 1));
+    assert_eq!(
+        (lent(Reach::Verified), contents.lend(69, &mut bytes(0, 69, 1), Reach::Verified)),
+        ((20, true), 1)
+    );
     let after = cache.stats();
     assert_eq!((before.hits, before.misses), (0, 0));
     assert_eq!((after.hits, after.misses), (seen.hits, seen.misses));
