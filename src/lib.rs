@@ -47,6 +47,8 @@ pub mod mutant;
 #[cfg(feature = "daemon")]
 pub mod nova;
 #[cfg(feature = "daemon")]
+pub mod peers;
+#[cfg(feature = "daemon")]
 mod sandbox;
 #[cfg(feature = "daemon")]
 pub mod seal;

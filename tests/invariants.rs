@@ -32,7 +32,8 @@ fn is_test(path: &str) -> bool {
         || path.starts_with("src/simulation/")
         || path.starts_with("fuzz/")
         || dir == "scripts/isolation"
-        || (dir == "scripts" && (name.contains("campaign") || ["kill-each", "bench-lazy"].contains(&name)))
+        || (dir == "scripts"
+            && (name.contains("campaign") || ["kill-each", "bench-lazy", "bench-fleet"].contains(&name)))
 }
 
 /// The number of the invariant that a line of the docs defines, if it defines one.

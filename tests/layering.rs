@@ -55,11 +55,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "source", "stats", "store", "trace",
         ],
     ),
+    ("peers", &["bases", "fetch", "io", "source", "store"]),
     (
         "daemon",
         &[
             "base", "bases", "cache", "check", "config", "control", "delta", "disk", "disks", "events",
-            "fetch", "format", "fuse", "io", "sandbox", "serve", "source", "store", "trace",
+            "fetch", "format", "fuse", "io", "peers", "sandbox", "serve", "source", "store", "trace",
         ],
     ),
     ("export", &["format", "io"]),

@@ -7,6 +7,7 @@ use super::origin::{Delivery, ProbedFile};
 use super::proofs::Wanted;
 use crate::fetch::kept::{CACHE_BLOCK, Contents};
 use crate::format::record::{BaseOptions, Digest, ImageFormat, Strictness, Token};
+use crate::source::http::peer::is_peer;
 use crate::source::{Kind, Location, shown};
 use crate::store::{BaseNode, NewBase, NewFile, StoreError};
 
@@ -102,6 +103,24 @@ fn wanted_of(object: &str, wanted: &Wanted, delivery: Delivery) -> Result<Wanted
     }
 }
 
+/// Refuses peers of a file that they could not be asked for.
+///
+/// # Errors
+/// `Invalid`.
+pub(super) fn asked_by_digest(object: &str, mirrors: &[String], has_digest: bool) -> Result<(), StoreError> {
+    match mirrors.iter().find(|mirror| is_peer(mirror)) {
+        Some(peer) if !has_digest => {
+            let why = format!(
+                "{} is asked by the digest of the image, and this one has none; publish its proof beside it (`plyfs base \
+                 seal`), or give --blake3 or --sha256",
+                shown(peer)
+            );
+            Err(StoreError::invalid(object, why))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Description {
     fn object(&self) -> String {
         format!("base {}", self.name)
@@ -160,6 +179,7 @@ impl Bases {
             return Err(StoreError::invalid(object, why));
         }
         let digest = digest.or(stated);
+        asked_by_digest(&object, &image.mirrors, image.proof.is_some() || digest.is_some())?;
         let head = image.probed.as_ref().map(|(_, head)| head.clone());
         let mut backing = Vec::with_capacity(below.len());
         for file in below {
@@ -167,6 +187,7 @@ impl Bases {
             let mut file = self.prepare_file(&object, file, &options, Delivery::Ranges, &below).await?;
             // A base has the digest of its image only.
             file.probed.iter_mut().for_each(|(identity, _)| identity.digest = None);
+            asked_by_digest(&object, &file.mirrors, file.proof.is_some())?;
             backing.push(file);
         }
         let new = NewBase { name, image, backing, onto, digest, options, token };
@@ -230,7 +251,9 @@ impl Bases {
             ));
         }
         kind.check(urls).map_err(wrap)?;
-        self.sources.probe(kind, urls, options, delivery).await.map_err(wrap)
+        // A peer has a part of it at most, and under another name.
+        let servers: Vec<String> = urls.iter().filter(|url| !is_peer(url)).cloned().collect();
+        self.sources.probe(kind, &servers, options, delivery).await.map_err(wrap)
     }
 
     /// Registers a base, and begins to hydrate it where that is configured. May wait for its files.

@@ -8,6 +8,7 @@ use super::origin::Delivery;
 use super::servers::another;
 use crate::fetch::kept::{Reach, SharedCopies};
 use crate::format::record::{BaseOptions, BaseRecord, ImageFile, KeptCopies};
+use crate::source::http::peer::is_peer;
 use crate::source::{SourceError, compare};
 use crate::store::{BaseNode, StoreError};
 
@@ -55,7 +56,7 @@ impl Bases {
                 continue;
             }
             let mut refusal = None;
-            for url in record.urls_of(file) {
+            for url in record.urls_of(file).into_iter().filter(|url| !is_peer(url)) {
                 let (object, urls) = (format!("base {name}"), std::slice::from_ref(&url));
                 let delivery = Delivery::of(&file.identity.validator);
                 let found = match self.probe(&object, urls, &record.options, delivery).await {

@@ -18,6 +18,7 @@ pub mod jobs;
 mod keep;
 mod keys;
 mod lane;
+pub mod lend;
 mod origin;
 pub mod prefetch;
 pub mod proofs;

@@ -18,6 +18,7 @@ use crate::format::proof::{Layout, ProofHeader};
 use crate::format::record::{
     BaseIdentity, BaseOptions, BaseRecord, FileProof, ImageFile, ImageFormat, Strictness, Validator,
 };
+use crate::source::http::peer::ContentName;
 use crate::source::http::{HttpIdentity, HttpSource, Probed, ProbedImage, RemoteOptions};
 use crate::source::openstack::{ImagePlace, ImageRecord, Whereabouts};
 use crate::source::{
@@ -155,7 +156,9 @@ impl HostSources {
         let Some(proof) = file.proof.as_ref().filter(|proof| !proof.places.is_empty()) else {
             return Ok(remote);
         };
-        let pages = self.proof_pages(&base.urls_of(file), file.identity.size, proof, &base.options);
+        let size = file.identity.size;
+        let pages = self.proof_pages(&base.urls_of(file), size, proof, &base.options);
+        self.open_proofs.add(SourceKey(proven_key(&proof.root, size)), &pages);
         Ok(Arc::new(ProvenRemote::new(remote, pages, proof.places.clone())))
     }
 
@@ -183,7 +186,9 @@ impl HostSources {
                 // Its bytes prove themselves: no validator is needed.
                 let identity =
                     HttpIdentity { size: proof_size, etag: None, last_modified: None, version: None };
-                let options = RemoteOptions { strictness: Strictness::SizeOnly, ..options_of(options) };
+                let contents = Some(ContentName::of_proof(&proof.root));
+                let options =
+                    RemoteOptions { strictness: Strictness::SizeOnly, contents, ..options_of(options) };
                 self.http().open(&places_of(urls, &proof.places), identity, options)
             }
         };
@@ -205,7 +210,7 @@ impl HostSources {
         }
         Ok(match HttpIdentity::of(&file.identity) {
             // Of a web server or a bucket.
-            Some(identity) => self.http().open(&base.urls_of(file), identity, options_of(&base.options)),
+            Some(identity) => self.http().open(&base.urls_of(file), identity, options_for(base, file)),
             // A file of this host.
             None => {
                 let original = self.original(base, file)?;
@@ -221,7 +226,7 @@ impl HostSources {
     /// An image of a Glance; none when the file is of another kind.
     fn image(&self, base: &BaseRecord, file: &ImageFile) -> Option<Arc<HttpSource>> {
         let identity = GlanceIdentity::of(&file.identity)?;
-        Some(self.http().open_image(&base.urls_of(file), identity, options_of(&base.options)))
+        Some(self.http().open_image(&base.urls_of(file), identity, options_for(base, file)))
     }
 
     /// An image that comes as a whole: one for all its readers and for the job that fetches it.
@@ -287,5 +292,15 @@ pub(super) fn options_of(options: &BaseOptions) -> RemoteOptions {
         deadline: (options.deadline_s > 0).then(|| Duration::from_secs(options.deadline_s.into())),
         max_requests: (options.max_requests > 0).then_some(options.max_requests),
         max_rate: (options.max_rate > 0).then_some(options.max_rate),
+        contents: None,
+    }
+}
+
+/// How the servers of a file of a base are asked, its peers too. An image that comes as a whole comes from one server.
+fn options_for(base: &BaseRecord, file: &ImageFile) -> RemoteOptions {
+    let by_ranges = !file.identity.validator.is_read_as_a_whole();
+    RemoteOptions {
+        contents: by_ranges.then(|| ContentName::of(file)).flatten(),
+        ..options_of(&base.options)
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Bases;
+use super::add::asked_by_digest;
 use super::origin::{Delivery, OfferedImage, ProbedFile};
 use crate::format::record::{BaseRecord, ImageFile};
 use crate::source::{Kind, SourceError, SourceErrorKind, compare, shown};
@@ -55,6 +56,8 @@ impl Bases {
             return Err(StoreError::invalid(object, why));
         }
         let mirrors = mirrors.unwrap_or_else(|| record.urls_of(&file).split_off(1));
+        let has_digest = file.proof.is_some() || file.identity.digest.is_some();
+        asked_by_digest(&object, &mirrors, has_digest)?;
         let urls: Vec<String> = std::iter::once(source).chain(mirrors).collect();
         // Only the new URL: a mirror may be down now, and is compared with the identity when it is read.
         let delivery = Delivery::of(&file.identity.validator);

@@ -18,7 +18,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use super::copies::{Copies, CopyLimits, FileCopies, SpawnIn};
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
-use super::proofs::{PAGES, ProofDisk};
+use super::lend::LentCounters;
+use super::proofs::{OpenProofs, PAGES, ProofDisk};
 use super::whole::WholeImages;
 use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
@@ -218,6 +219,9 @@ pub struct HostSources {
     inherited: OnceLock<Vec<u64>>,
     /// The images that come as a whole.
     pub(super) wholes: WholeImages,
+    pub(super) open_proofs: OpenProofs,
+    /// What other hosts were sent.
+    lent: LentCounters,
 }
 
 impl HostSources {
@@ -261,6 +265,8 @@ impl HostSources {
             troubled: Mutex::default(),
             inherited: OnceLock::new(),
             wholes: WholeImages::default(),
+            open_proofs: OpenProofs::default(),
+            lent: LentCounters::default(),
         })
     }
 
@@ -289,6 +295,11 @@ impl HostSources {
     /// Counters of requests to servers, by host.
     pub fn servers(&self) -> Vec<(String, HttpCounters)> {
         self.http.servers()
+    }
+
+    /// Counters of what other hosts were sent.
+    pub fn lent(&self) -> &LentCounters {
+        &self.lent
     }
 
     /// The cache of fetched blocks.
@@ -394,6 +405,11 @@ impl HostSources {
             remote: None,
         });
         known.contents.clone()
+    }
+
+    /// The open source of a file of a base, by its own key.
+    pub(super) fn open_source(&self, base: u64, own: SourceKey) -> Option<Arc<LazySource>> {
+        self.known.lock().get(&(base, own))?.source.upgrade()
     }
 
     /// The keys of a file of a base in the cache.

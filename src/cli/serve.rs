@@ -56,6 +56,10 @@ pub(super) struct Flags {
     /// Let users other than the daemon's enter the mount [default: true as root, else false]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_other: Option<bool>,
+    /// Serve cached blocks of bases that have a proof or a digest to other hosts here, such as 10.0.0.2:7070; they name
+    /// it with --mirror plyfs://10.0.0.2:7070 [default: serve no other host]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    export_http: Option<String>,
     /// Log level [default: info]
     #[arg(long, value_name = "LEVEL", env = LOG_LEVEL_ENV, value_parser = PossibleValuesParser::new(LOG_LEVELS))]
     log_level: Option<String>,
@@ -80,6 +84,7 @@ impl Flags {
             trash_grace: self.trash_grace,
             base_unused_age: self.base_unused_age,
             base_unused_limit: self.base_unused_limit,
+            export_http: self.export_http,
             log_level: self.log_level,
             log_format: self.log_format,
         }

@@ -86,6 +86,7 @@ pub(super) fn human(status: &wire::Status) -> String {
         pairs.push(("upgrade", format!("{state} at {at}: {from} to {to}")));
     }
     pairs.extend(status.page.iter().map(|page| ("page", listener(page))));
+    pairs.extend(status.export.iter().map(|export| ("export", listener(export))));
     pairs.extend(status.metrics.iter().map(|metrics| ("metrics", listener(metrics))));
     if let Some(cache) = &status.cache {
         caches(cache, &mut pairs);

@@ -29,6 +29,7 @@ pub(super) struct File {
     pub notify: super::NotifyConfig,
     pub encryption: super::EncryptionConfig,
     pub page: super::PageConfig,
+    pub export: super::ExportConfig,
     pub trash: super::TrashConfig,
     pub bases: super::UnusedBasesConfig,
 }

@@ -244,7 +244,7 @@ pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
     Ok(Option::<Size>::deserialize(deserializer)?.map(|size| size.0))
 }
 
-fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+pub(super) fn some_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Ok(Size::deserialize(deserializer)?.0)
 }
 

@@ -6,6 +6,7 @@
 
 mod allow;
 mod encryption;
+mod export;
 mod file;
 mod files;
 pub mod host;
@@ -33,6 +34,7 @@ use thiserror::Error;
 pub use self::trace::TraceConfig;
 pub use allow::AllowEntry;
 pub use encryption::EncryptionConfig;
+pub use export::ExportConfig;
 pub use http::{CredentialConfig, CredentialSource, HttpConfig, parse_duration};
 pub use metrics::MetricsConfig;
 pub use notify::NotifyConfig;
@@ -135,6 +137,9 @@ pub struct Config {
     /// `[page]`: see [`PageConfig`].
     #[serde(default)]
     pub page: PageConfig,
+    /// `[export]`: see [`ExportConfig`].
+    #[serde(default)]
+    pub export: ExportConfig,
     /// `[trash]`: see [`TrashConfig`].
     #[serde(default)]
     pub trash: TrashConfig,
@@ -256,6 +261,8 @@ pub struct Overrides {
     pub base_unused_age: Option<Duration>,
     /// `--base-unused-limit`, in bytes.
     pub base_unused_limit: Option<u64>,
+    /// `--export-http`.
+    pub export_http: Option<String>,
     /// `--log-level`.
     pub log_level: Option<String>,
     /// `--log-format`.
@@ -366,6 +373,7 @@ impl Config {
             notify: file.notify,
             encryption: file.encryption,
             page: file.page,
+            export: ExportConfig { http: flags.export_http.or(file.export.http), ..file.export },
             trash: TrashConfig { grace: flags.trash_grace.unwrap_or(file.trash.grace) },
             bases: UnusedBasesConfig {
                 unused_age: flags.base_unused_age.or(file.bases.unused_age),
@@ -394,6 +402,7 @@ impl Config {
         self.notify.validate(self.security.network)?;
         self.encryption.validate()?;
         self.page.validate()?;
+        self.export.validate()?;
         self.trash.validate()?;
         self.bases.validate()?;
         self.log.validate()

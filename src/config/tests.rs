@@ -220,6 +220,9 @@ fn every_key_of_the_file_is_read() {
         [page]
         listen = "192.0.2.1:8080"
         remote = true
+        [export]
+        http = "10.0.0.2:7070"
+        rate = "1G"
         [trash]
         grace = "7d"
         [bases]
@@ -307,6 +310,7 @@ fn every_key_of_the_file_is_read() {
             events: vec!["base.hit".into()],
         },
         page: crate::config::PageConfig { listen: Some("192.0.2.1:8080".into()), remote: true },
+        export: crate::config::ExportConfig { http: Some("10.0.0.2:7070".into()), rate: 1 << 30 },
         trash: TrashConfig { grace: Duration::from_secs(7 * 86_400) },
         bases: UnusedBasesConfig { unused_age: Some(Duration::from_secs(3600)), unused_limit: Some(5 << 30) },
     };
@@ -324,6 +328,7 @@ fn flags_override_the_file() {
         trash_grace: Some(Duration::from_secs(60)),
         base_unused_age: Some(Duration::from_secs(61)),
         base_unused_limit: Some(4 << 20),
+        export_http: Some("127.0.0.1:7070".into()),
         log_level: Some("warn".into()),
         log_format: Some(LogFormat::Human),
     };

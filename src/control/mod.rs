@@ -120,6 +120,8 @@ pub struct Control {
     pub serving_since_ns: i64,
     /// Why a configured status page is not served now.
     pub page_trouble: Arc<Mutex<Option<String>>>,
+    /// Why other hosts are not served although that is configured.
+    pub export_trouble: Option<String>,
     /// Why configured metrics are not served at their address now.
     pub metrics_trouble: Arc<Mutex<Option<String>>>,
 }

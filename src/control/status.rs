@@ -184,6 +184,10 @@ impl Control {
                 listen: format!("http://{address}/metrics"),
                 trouble: self.metrics_trouble.lock().clone(),
             }),
+            export: self.config.export.http.clone().map(|listen| Listener {
+                listen: format!("plyfs://{listen}"),
+                trouble: self.export_trouble.clone(),
+            }),
             worker_not_answering_since: None,
             worker_not_answering_why: None,
         }

@@ -47,6 +47,9 @@ pub struct Start {
     /// The socket of the status page, listening, when there is one.
     #[serde(default)]
     pub page: Option<RawFd>,
+    /// The socket for other hosts, listening, when there is one.
+    #[serde(default)]
+    pub export: Option<RawFd>,
     /// The store's lock, held.
     pub lock: RawFd,
     /// Memory of the block cache, which survives workers.

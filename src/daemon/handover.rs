@@ -71,6 +71,9 @@ pub struct HandOver {
     /// The listening socket of the status page, when there is one.
     #[serde(default)]
     pub page: Option<RawFd>,
+    /// The listening socket for other hosts, when there is one.
+    #[serde(default)]
+    pub export: Option<RawFd>,
     /// Memory of the block cache.
     pub cache: RawFd,
     /// The arena of live maps, and its name.
@@ -208,6 +211,7 @@ pub fn resume(logging: impl FnOnce(&Config)) -> Result<(), ServeError> {
         numbers.extend(state.live.as_ref().map(|(fd, _)| *fd));
         numbers.extend(state.device.iter().flat_map(|(fd, table)| [*fd, *table]));
         numbers.extend(state.page);
+        numbers.extend(state.export);
         Ok(Some((state, sys::inherit_once(&numbers)?)))
     };
     let read = read().map_err(system("taking over from the program before"))?;

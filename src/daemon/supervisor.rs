@@ -27,7 +27,9 @@ use super::home::{LiveHome, TentativeHome};
 use super::outcome::Outcome;
 use super::process::{Phase, Worker, WorkerEvent, reap_orphans};
 use super::upgrade::Upgrading;
-use super::{ServeError, callers, handover, kernel as own_kernel, mount, page_socket, start, system};
+use super::{
+    ServeError, callers, export_socket, handover, kernel as own_kernel, mount, page_socket, start, system,
+};
 use crate::cache::BlockCache;
 use crate::config::Config;
 use crate::control::report::{self, End, Report, Standby, reason};
@@ -78,6 +80,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
     };
     let listener = start::listen(&config.store)?;
     let page = page_socket::listen(&config);
+    let export = export_socket::listen(&config);
     let (fuse, protocol) = match fuse {
         Some(fuse) => fuse,
         None => {
@@ -118,6 +121,7 @@ pub fn serve(config: Config) -> Result<(), ServeError> {
         lock: lock.into(),
         listener,
         page,
+        export,
         fuse,
         protocol,
         cache,
@@ -145,6 +149,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
     let mut fds = fds;
     let worker_answers = state.worker_answers;
     let HandOver { mut config, program, live, worker_pid, worker_version, since_ns, mut report, .. } = state;
+    let export = state.export.and_then(|_| fds.pop());
     let page = state.page.and_then(|_| fds.pop());
     let device = match state.device {
         Some(_) => {
@@ -176,6 +181,7 @@ pub(super) fn resume(state: HandOver, fds: Vec<OwnedFd>) -> Result<(), ServeErro
         lock,
         listener,
         page,
+        export,
         fuse,
         protocol: state.protocol,
         cache,
@@ -248,6 +254,8 @@ pub(super) struct MountResources {
     pub listener: UnixListener,
     /// The listening socket of the status page, when there is one.
     pub page: Option<OwnedFd>,
+    /// The listening socket for other hosts, when there is one.
+    pub export: Option<OwnedFd>,
     pub fuse: OwnedFd,
     /// What the kernel offers.
     pub protocol: Protocol,

@@ -317,6 +317,7 @@ impl Supervisor {
             lock: resources.lock.as_raw_fd(),
             listener: resources.listener.as_raw_fd(),
             page: resources.page.as_ref().map(AsRawFd::as_raw_fd),
+            export: resources.export.as_ref().map(AsRawFd::as_raw_fd),
             cache: resources.cache.as_raw_fd(),
             live: resources.live.as_ref().map(|home| (home.file().as_raw_fd(), home.path().into())),
             worker_pid: active.pid,
@@ -336,6 +337,7 @@ impl Supervisor {
         shared.extend(resources.live.as_ref().map(|home| home.file().as_fd()));
         shared.extend(device.iter().flat_map(|device| [device.fd(), device.table()]));
         shared.extend(resources.page.as_ref().map(AsFd::as_fd));
+        shared.extend(resources.export.as_ref().map(AsFd::as_fd));
         // The file that was opened, not a file that has replaced it since.
         let opened = PathBuf::from(format!("/proc/self/fd/{}", resources.worker_program.as_raw_fd()));
         Err(handover::exec_program(&opened, &state, &shared).to_string())

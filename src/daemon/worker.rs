@@ -11,13 +11,14 @@ use std::panic::PanicHookInfo;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
 use super::callers::CallersClient;
 use super::channel::{Channel, FromSupervisor, FromWorker, PROTOCOL, START_ENV, Start};
 use super::keys::HelperSecrets;
+use super::preload::spawn_preload;
 use super::retention::Retention;
 use super::upkeep::spawn_upkeep;
 use super::{descriptors, handover, home, kernel, metrics_socket, page_socket};
@@ -41,6 +42,7 @@ use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::FuseSession;
 use crate::fuse::{self, Ownership, PlyFs};
 use crate::io::{LiveArena, LiveDir, LiveStore, MapBounds, close_replaced_elsewhere, sys, unanswered};
+use crate::peers;
 use crate::sandbox::confine::{self, ActiveMeasures, Policy};
 use crate::sandbox::notifier::NotifyHelper;
 use crate::sandbox::opener::Opener;
@@ -53,10 +55,6 @@ use crate::store::pools::HostPools;
 use crate::store::{PreloadedRecords, Store};
 use crate::trace::{AutoRecord, Limits};
 
-/// When a standby worker first reads the store's records.
-const FIRST_PRELOAD: Duration = Duration::from_secs(1);
-/// How often it reads those that changed. The interval grows when that takes more than a hundredth of the time.
-const PRELOAD_INTERVAL: Duration = Duration::from_secs(15);
 const NAME: &CStr = c"plyfs-worker";
 
 /// The hidden command `plyfs worker`.
@@ -78,7 +76,9 @@ pub fn worker_main() -> ExitCode {
     fds.extend(start.live);
     fds.extend(start.unanswered);
     fds.extend(start.page);
+    fds.extend(start.export);
     let Ok(mut inherited) = sys::inherit_once(&fds) else { return ExitCode::FAILURE };
+    let export = start.export.and_then(|_| inherited.pop());
     let page = start.page.and_then(|_| inherited.pop());
     let table = start.unanswered.and_then(|_| inherited.pop()).map(File::from);
     let live = start.live.and_then(|_| inherited.pop());
@@ -88,7 +88,7 @@ pub fn worker_main() -> ExitCode {
     let channel = Arc::new(Channel(channel));
     let lock: Lock = Arc::new(Mutex::new(Some(lock)));
     end_at_panic(channel.clone());
-    let descriptors = ServingDescriptors { fuse, listener, page, table, lock: lock.clone() };
+    let descriptors = ServingDescriptors { fuse, listener, page, export, table, lock: lock.clone() };
     let work = |confined| {
         let prepared = prepare(&start, cache, confined)?;
         let version = env!("CARGO_PKG_VERSION").to_owned();
@@ -136,6 +136,8 @@ struct ServingDescriptors {
     listener: OwnedFd,
     /// The listening socket of the status page, when there is one.
     page: Option<OwnedFd>,
+    /// The listening socket for other hosts, when there is one.
+    export: Option<OwnedFd>,
     /// Where requests that are not answered are listed.
     table: Option<File>,
     lock: Lock,
@@ -403,7 +405,7 @@ fn serve(
     descriptors: ServingDescriptors,
     channel: &Arc<Channel>,
 ) -> Result<(), String> {
-    let ServingDescriptors { fuse, listener, page, table, lock } = descriptors;
+    let ServingDescriptors { fuse, listener, page, export, table, lock } = descriptors;
     let config = &start.config;
     let Prepared {
         cache,
@@ -532,10 +534,18 @@ fn serve(
         notifications: notifications.clone(),
         serving_since_ns: sys::now_ns(),
         page_trouble: Arc::new(Mutex::new(PageSocket::trouble(page.as_ref()))),
+        export_trouble: export.is_none().then(|| {
+            "the address could not be bound; free it or change [export] http, and restart the daemon".into()
+        }),
         metrics_trouble: Arc::new(Mutex::new(metrics.is_none().then(|| "see the daemon's log".into()))),
     };
     if let Some(socket) = metrics {
         socket.serve(control.clone()).map_err(no_thread)?;
+    }
+    if let Some(listener) = export
+        && let Err(error) = peers::spawn(listener, store.clone(), sources.clone(), config.export.limit())
+    {
+        tracing::error!(%error, "cannot serve other hosts; disks are served without it");
     }
     let supervisor = channel.clone();
     let drained = move || _ = supervisor.send(&FromWorker::Drained);
@@ -666,28 +676,6 @@ impl SupervisorListener {
 fn spawn_supervisor_listener(listener: SupervisorListener) -> io::Result<()> {
     let listener = Arc::new(listener);
     std::thread::Builder::new().name("supervisor".into()).spawn(move || listener.run()).map(drop)
-}
-
-/// Reads the store's records, and periodically those that changed, until the worker is activated and takes them. So a
-/// takeover reads few records, however many disks there are.
-fn spawn_preload(store: PathBuf) -> io::Result<Arc<Mutex<PreloadedRecords>>> {
-    let records = Arc::new(Mutex::new(PreloadedRecords::default()));
-    let taken = Arc::downgrade(&records);
-    let read = move || {
-        let mut pause = FIRST_PRELOAD;
-        loop {
-            std::thread::sleep(pause);
-            let begun = Instant::now();
-            let Some(records) = taken.upgrade() else { return };
-            let mut records = records.lock();
-            // The worker that serves reports records that cannot be read.
-            let Ok(read) = PreloadedRecords::read(&store, std::mem::take(&mut *records)) else { return };
-            *records = read;
-            pause = PRELOAD_INTERVAL.max(begun.elapsed() * 100);
-        }
-    };
-    std::thread::Builder::new().name("preload".into()).spawn(read)?;
-    Ok(records)
 }
 
 /// Descriptors for each pool: its directory, its reserve.

@@ -19,6 +19,7 @@ mod health;
 mod holdings;
 pub mod kept;
 mod late;
+mod lend;
 mod place;
 pub mod readahead;
 mod requests;
@@ -44,6 +45,7 @@ pub use health::Failing;
 use health::Health;
 use holdings::LazyHoldings;
 use kept::{CachedSource, Contents, Reach};
+pub use lend::Arriving;
 use place::LateRange;
 pub use place::{FurtherCopies, Place};
 use readahead::Readahead;
@@ -271,7 +273,8 @@ impl LazySource {
 
     /// The last failure of the server that is asked first, while none of its URLs works.
     pub fn trouble(&self) -> Option<String> {
-        let urls = self.shared.remote.urls();
+        let mut urls = self.shared.remote.urls();
+        urls.retain(|url| !url.is_peer);
         let works = urls.iter().any(|url| url.trouble.is_none());
         if works { None } else { urls.into_iter().find_map(|url| url.trouble) }
     }

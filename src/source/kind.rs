@@ -78,6 +78,7 @@ mod places {
     use super::{Kind, s3};
     use crate::config::HttpConfig;
     use crate::format::record::BaseIdentity;
+    use crate::source::http::peer::{check_peer, is_peer};
     use crate::source::http::{self, Authoriser, Clouds, Credentials, Located};
     use crate::source::{HttpIdentity, Location, SourceError, SourceErrorKind};
 
@@ -132,6 +133,17 @@ mod places {
         /// # Errors
         /// `Protocol` for a URL whose scheme no kind has.
         pub fn of(source: &str) -> Result<Self, SourceError> {
+            if is_peer(source) {
+                let why = "another host has only what its disks have read";
+                let advice = "give the server of the image as the source, and this as --mirror";
+                return Err(SourceError::remote(
+                    SourceErrorKind::Protocol,
+                    "use",
+                    shown(source),
+                    why,
+                    advice,
+                ));
+            }
             let Location::Url { scheme, .. } = Location::of(source) else { return Ok(Self::File) };
             let of_scheme = SCHEMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(scheme));
             of_scheme.map(|(_, kind)| *kind).ok_or_else(|| {
@@ -147,13 +159,16 @@ mod places {
         /// # Errors
         /// `Protocol`, with what is wrong with one of them.
         pub fn check(self, places: &[String]) -> Result<(), SourceError> {
+            let (peers, mut places): (Vec<_>, Vec<_>) = places.iter().partition(|place| is_peer(place));
+            peers.into_iter().try_for_each(|url| check_peer(url))?;
+            let mut places = places.drain(..);
             match self {
                 Self::File => Ok(()),
-                Self::Http | Self::S3 => places.iter().try_for_each(|url| match Self::of(url)? {
+                Self::Http | Self::S3 => places.try_for_each(|url| match Self::of(url)? {
                     Self::S3 => s3::check_url(url),
                     Self::Http | Self::Glance | Self::File => http::check_url(url),
                 }),
-                Self::Glance => places.iter().try_for_each(|url| http::check_image_url(url)),
+                Self::Glance => places.try_for_each(|url| http::check_image_url(url)),
             }
         }
 

@@ -61,6 +61,8 @@ pub struct UrlState {
     pub url: String,
     /// The last failure, while the URL does not work.
     pub trouble: Option<String>,
+    /// Whether it is another host that has a part of the bytes.
+    pub is_peer: bool,
 }
 
 /// Runs work that waits for a network or a disk.

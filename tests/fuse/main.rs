@@ -36,6 +36,7 @@ mod live;
 mod many;
 mod nova;
 mod operations;
+mod peers;
 mod pools;
 mod privilege;
 mod process;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use plyfs::bases::proofs::{ProofPages, ProvenRemote};
 use plyfs::format::proof::{Builder, GROUP, Layout, ProofHeader};
 use plyfs::source::SourceErrorKind::{Protocol, Unreachable};
+use plyfs::source::http::peer::ContentName;
 use plyfs::source::http::{HttpIdentity, RemoteOptions, Strictness};
 use plyfs::source::pages::ProvenPages;
 use plyfs::source::{Purpose, RemoteSource, SourceError};
@@ -301,4 +302,50 @@ fn one_slot_for_all_requests_is_enough() {
     );
     server.on(|_| Reply::After(Duration::from_millis(10), Box::new(Reply::Object)));
     assert!(read(&client, &source, 0..SIZE as u64).unwrap() == *object.bytes);
+}
+
+/// Guards D103.
+#[test]
+fn a_peer_that_lies_is_found_out_and_the_server_is_asked() {
+    let (client, object) = (Client::new(), Object::new(SIZE));
+    let server = served(&object);
+    let (proof, root) = proof_of(&object.bytes);
+    let name = ContentName::of_root(&root);
+    let tag = name.tag();
+    let mut bytes = object.bytes.to_vec();
+    bytes[3 * GROUP as usize + 5] ^= 1;
+    let lies = Object { bytes: Arc::new(bytes), etag: Some(tag.clone()), last_modified: None };
+    let liar = Server::start(lies);
+    // It has a part of a group alone, too: that is no progress.
+    let (short, size) = (object.clone(), SIZE);
+    let sloth = Server::start(object.clone());
+    sloth.on(move |request| {
+        let (first, _) = request.range().unwrap();
+        let lines = vec![
+            ("Content-Range".to_owned(), format!("bytes {first}-{first}/{size}")),
+            ("ETag".to_owned(), tag.clone()),
+        ];
+        Reply::Status(206, lines, vec![short.bytes[first as usize]])
+    });
+    let peers = [&liar, &sloth].map(|peer| format!("plyfs://{}", peer.address()));
+    let urls: Vec<String> = std::iter::once(server.url("/a")).chain(peers).collect();
+    let size = HttpIdentity { size: proof.len() as u64, etag: None, last_modified: None, version: None };
+    let options = RemoteOptions { contents: Some(name), ..RemoteOptions::default() };
+    let remote = client.http.open(&urls, identity(&object), options);
+    let of_proof = RemoteOptions { strictness: Strictness::SizeOnly, ..RemoteOptions::default() };
+    let proofs = client.http.open(&[server.url("/a.obao")], size, of_proof);
+    let pages = ProofPages::new((root, SIZE as u64), Arc::new(ProvenPages::new(64)), None, proofs);
+    let source = Arc::new(ProvenRemote::new(remote, pages, vec![server.url("/a.obao")]));
+    assert!(read(&client, &source, 0..SIZE as u64).unwrap() == *object.bytes);
+    assert!(source.stall().is_none());
+    let trouble = source.urls().into_iter().find(|url| url.url.contains(&liar.address().to_string()));
+    let trouble = trouble.and_then(|url| url.trouble).unwrap();
+    assert!(trouble.contains("bytes 49152 to 65535 are not those"), "{trouble}");
+    // Its groups before the wrong one were used.
+    let requests = server.requests();
+    let first =
+        requests.iter().filter(|request| !request.is_for_a_proof()).find_map(Request::range).unwrap().0;
+    assert_eq!(first, 3 * GROUP);
+    assert!(client.http.servers().iter().any(|(_, count)| count.wrong > 0));
+    assert!(sloth.requests().len() < 5, "{}", sloth.requests().len());
 }

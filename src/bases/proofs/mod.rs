@@ -10,6 +10,7 @@
 
 mod find;
 mod kept;
+mod lend;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,8 @@ use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 pub use self::find::Wanted;
 pub(super) use self::kept::{KeptPages, ProofDisk};
 use crate::format::proof::{FAN, GROUP, Hash, Layout, PageId, ProofHeader, SUFFIX};
+pub(super) use self::lend::OpenProofs;
+use crate::source::http::peer::is_peer;
 use crate::source::pages::{Page, ProvenPages, hash_in};
 use crate::source::{
     Deliver, Fetch, Kind, Parts, ProofOfRange, Purpose, RemoteSource, SourceError, Stall, UrlState,
@@ -275,6 +278,8 @@ pub(super) fn places_of(urls: &[String], places: &[String]) -> Vec<String> {
     if !urls.iter().any(|url| places.contains(&beside(url))) {
         all.extend(neighbours(urls));
     }
+    // A peer has the proof of what it has.
+    all.extend(urls.iter().filter(|url| is_peer(url)).cloned());
     all
 }
 

@@ -567,4 +567,20 @@ pub const KEYS: &[Key] = &[
         bounds: Bounds::Meaning,
         meaning: "Whether `listen` may be an address that other hosts reach. The page asks for no password and is not encrypted.",
     },
+    Key {
+        section: "export",
+        name: "http",
+        flag: "`--export-http`",
+        default: says("serves no other host", "\"10.0.0.2:7070\""),
+        bounds: Bounds::Meaning,
+        meaning: "One address of this host and a port. There other hosts get cached blocks of bases that have a proof or a digest ([fleet.md](fleet.md)); they name it with `--mirror plyfs://ADDRESS:PORT`. It asks for no password and is not encrypted: use a network that only the hosts reach.",
+    },
+    Key {
+        section: "export",
+        name: "rate",
+        flag: "",
+        default: DefaultValue::Is("\"128M\""),
+        bounds: Bounds::ZeroOrSize("no limit", 64 * KIB, MAX_SIZE),
+        meaning: "Bytes per second for all other hosts together. Above it they are refused, and ask another place.",
+    },
 ];

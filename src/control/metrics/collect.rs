@@ -29,7 +29,15 @@ impl Control {
             values.add(&SERVER_RETRIES, [&server], count.retries);
             values.add(&SERVER_BYTES, [&server], count.bytes);
             values.add(&SERVER_WAIT, [&server], Value::Number(seconds(count.answers_ns)));
+            values.add(&SERVER_MISSES, [&server], count.misses);
+            values.add(&SERVER_WRONG, [&server], count.wrong);
         }
+        let [requests, missed, refused, bytes] = self.bases.sources().lent().all();
+        let sent = requests.saturating_sub(missed + refused);
+        for (result, count) in [("sent", sent), ("missed", missed), ("refused", refused)] {
+            values.add(&EXPORT_REQUESTS, [result], count);
+        }
+        values.add(&EXPORT_BYTES, [], bytes);
         values
     }
 

@@ -174,6 +174,13 @@ metrics! {
     SERVER_WAIT: Counter "server_answers_duration" Seconds ["server"]
         "Time from the sending of a request to the first bytes of its answer, or to its failure";
 
+    SERVER_MISSES: Counter "server_misses" None ["server"] "Requests to another host that did not have the bytes";
+    SERVER_WRONG: Counter "server_wrong_answers" None ["server"]
+        "Answers of a server with other bytes than the proof names, or of another object";
+    EXPORT_REQUESTS: Counter "export_requests" None ["result"]
+        "Requests of other hosts for cached blocks: sent, missed, refused";
+    EXPORT_BYTES: Counter "export_sent" Bytes [] "Bytes of cached blocks that other hosts were sent";
+
     STORE_SIZE: Gauge "store_size" Bytes [] "Size of the filesystem of the store";
     STORE_AVAILABLE: Gauge "store_available" Bytes [] "Space of that filesystem that plyfs may use";
     STORE_FULL: Gauge "store_full" None [] "1 while writes that need space are refused";

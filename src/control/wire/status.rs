@@ -89,6 +89,8 @@ pub struct Status {
     pub page: Option<Listener>,
     /// The metrics at their own address; null without `[metrics] listen`.
     pub metrics: Option<Listener>,
+    /// Where other hosts get cached blocks; null without `[export] http`.
+    pub export: Option<Listener>,
     /// Since when the worker does not answer.
     #[schema(format = DateTime)]
     #[serde(skip_serializing_if = "Option::is_none")]

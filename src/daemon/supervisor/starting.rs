@@ -24,6 +24,8 @@ impl Supervisor {
         shared.extend(live);
         let page = self.page.as_ref().map(AsFd::as_fd);
         shared.extend(page);
+        let export = self.export.as_ref().map(AsFd::as_fd);
+        shared.extend(export);
         let mut worker = Worker::start(program, &shared, &self.config.log, |channel| Start {
             protocol: PROTOCOL,
             channel,
@@ -33,6 +35,7 @@ impl Supervisor {
             unanswered: unanswered.map(|fd| fd.as_raw_fd()),
             listener: self.listener.as_raw_fd(),
             page: page.map(|fd| fd.as_raw_fd()),
+            export: export.map(|fd| fd.as_raw_fd()),
             lock: self.lock.as_raw_fd(),
             cache: self.cache.as_raw_fd(),
             live: live.map(|fd| fd.as_raw_fd()),

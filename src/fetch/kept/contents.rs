@@ -47,6 +47,8 @@ pub enum SharedCopies {
 /// Which sources a call reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach {
+    /// Verified sources alone.
+    Verified,
     /// Verified sources, and the base's own.
     Proven,
     /// Also unproven sources, whose bytes must be compared before they are used.
@@ -154,7 +156,9 @@ impl Contents {
     fn sources(&self, reach: Reach) -> Vec<(Arc<CachedSource>, Option<SourceKey>)> {
         let SourceSet { own, verified, .. } = self.source_set();
         let mut all: Vec<_> = verified.iter().map(|source| (source.clone(), self.keys.digest)).collect();
-        all.push((own, None));
+        if reach != Reach::Verified {
+            all.push((own, None));
+        }
         if reach == Reach::Any {
             all.extend(self.unproven().map(|source| (source, None)));
         }
@@ -198,6 +202,23 @@ impl Contents {
             done += got;
         }
         self.cache.shared.looked_up(wanted, done);
+        done as usize
+    }
+
+    /// As [`read`](Self::read), for another host: it counts nothing and notes no use, so that a host that reads all of it
+    /// evicts nothing that guests use. A damaged block ends it, and is left to the reads of guests.
+    pub fn lend(&self, first: u64, buf: &mut [u8], reach: Reach) -> usize {
+        let wanted = self.blocks_in(first, buf.len());
+        let sources = self.sources(reach);
+        let mut done = 0;
+        while done < wanted {
+            let rest = &mut buf[(done * CACHE_BLOCK) as usize..];
+            let mut lend = |(source, contents): &(Arc<CachedSource>, Option<SourceKey>)| {
+                source.lend(first + done, wanted - done, rest, *contents)
+            };
+            let Some(got) = sources.iter().map(&mut lend).find(|got| *got > 0) else { break };
+            done += got;
+        }
         done as usize
     }
 

@@ -64,6 +64,33 @@ impl CachedSource {
         run
     }
 
+    /// As [`read_sound`](Self::read_sound), up to the first block that is damaged or cannot be read, which stays as it
+    /// is. It counts nothing and notes no use.
+    pub(super) fn lend(&self, first: u64, wanted: u64, buf: &mut [u8], contents: Option<SourceKey>) -> u64 {
+        if !self.look_up(first, wanted) {
+            return 0;
+        }
+        let (files, pieces, run) = {
+            let index = self.index.lock();
+            if contents.is_some() && index.contents != contents {
+                return 0;
+            }
+            let run = index.run(first, wanted, true);
+            let Some(files) = index.files.clone().filter(|_| run > 0) else { return 0 };
+            (files, index.pieces(first, run), run)
+        };
+        let Some(files) = self.open(&files) else { return 0 };
+        let buf = &mut buf[..self.bytes_of(first, run) as usize];
+        let got = files.blocks.read_at(buf, first * CACHE_BLOCK).unwrap_or(0);
+        let sums = files.read_sums(&pieces).unwrap_or_default();
+        let whole = buf[..got].chunks(CACHE_BLOCK as usize).zip(sums).enumerate();
+        let sound = |(at, (bytes, sum)): &(usize, (&[u8], u64))| {
+            let block = first + *at as u64;
+            bytes.len() as u64 == self.bytes_of(block, 1) && self.matches(block, bytes, *sum)
+        };
+        whole.take_while(sound).count() as u64
+    }
+
     /// As [`read_sound`](Self::read_sound), but never waits and may return fewer blocks; 0 when the first is missing.
     /// `None`: only `read_sound` can tell.
     pub(super) fn read_sound_now(

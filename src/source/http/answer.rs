@@ -11,7 +11,7 @@ use reqwest::StatusCode;
 use reqwest::header::{self, HeaderMap, HeaderName};
 
 use super::identity::retry_after;
-use super::{HttpIdentity, Strictness};
+use super::{HttpIdentity, Strictness, peer};
 use crate::source::Verdict;
 use crate::source::http_identity::printable;
 
@@ -55,6 +55,8 @@ pub(crate) enum Failure {
     Disproven(String),
     /// The server says that the range is outside of the object, which it is not.
     OutOfRange(String),
+    /// A peer does not have the bytes before `until`. It is not asked for others before `rest` has passed.
+    Missing { until: u64, rest: Option<Duration> },
     /// The server says that the condition on the entity tag does not hold.
     Precondition,
     /// The request was not sent: another request failed while it waited.
@@ -79,6 +81,7 @@ impl Failure {
             Self::Again { why, .. } | Self::Denied { why, .. } => why,
             Self::Another(why) | Self::Protocol(why) | Self::Disproven(why) | Self::OutOfRange(why) => why,
             Self::Precondition => "it is not the version that was added (412)",
+            Self::Missing { .. } => "it does not have the bytes",
             Self::Overtaken => "another request failed",
             Self::Moved { .. } => "it is somewhere else",
         }
@@ -155,6 +158,8 @@ pub(super) struct RangeRequest<'a> {
     pub sending: Sending,
     pub range: Range<u64>,
     pub pinned: Option<(&'a HttpIdentity, Strictness)>,
+    /// Whether the server is a peer, which may not have all of it.
+    pub of_peer: bool,
 }
 
 pub(super) fn judge(
@@ -162,6 +167,10 @@ pub(super) fn judge(
     headers: &HeaderMap,
     asked: &RangeRequest<'_>,
 ) -> Result<Body, Failure> {
+    let Range { start, end } = asked.range;
+    if let Some(failure) = asked.of_peer.then(|| peer::judge(status, headers, start, end)).flatten() {
+        return Err(failure);
+    }
     match status.as_u16() {
         // The parts of a whole image would be held in memory where their length is not announced.
         206 if asked.sending == Sending::Whole => {
@@ -277,7 +286,11 @@ fn partial(headers: &HeaderMap, asked: &RangeRequest<'_>) -> Result<Body, Failur
         Verdict::Another(why) => return Err(Failure::Another(why)),
         Verdict::Unproven(why) => return protocol(format!("{why}, so it may be another version")),
     }
-    let want = asked.range.start..asked.range.end.min(total);
+    let mut want = asked.range.start..asked.range.end.min(total);
+    if asked.of_peer && last < want.end {
+        // It sends what it has.
+        want.end = last + 1;
+    }
     if (first, last + 1) != (want.start, want.end) {
         let (from, to) = (want.start, want.end - 1);
         return protocol(format!("it sends bytes {first} to {last}, asked for were {from} to {to}"));

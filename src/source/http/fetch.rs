@@ -13,9 +13,10 @@ use super::answer::{Failure, RangeRequest};
 use super::gate::{Pass, jittered};
 use super::limit::{Party, Rate, Slots};
 use super::mirror::{Dispatch, Mirror, SLOW, Transfer};
+use super::peer::{ContentName, Miss, PATIENCE, is_peer, of_peer};
 use super::proving::Proving;
 use super::wait::{Patience, Stalls, Wait};
-use super::{Backlog, Http, HttpIdentity, RemoteOptions, failed, ways_of, words};
+use super::{Backlog, Http, HttpIdentity, RemoteOptions, Strictness, failed, too_late, ways_of, words};
 use crate::source::{
     Deliver, Fetch, GlanceIdentity, ProofOfRange, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall,
     UrlState,
@@ -42,19 +43,27 @@ struct Place {
 }
 
 impl Place {
-    fn new(http: &Http, urls: &[String], pinned: &HttpIdentity) -> Self {
+    /// Peers come first, in the order of `urls`.
+    fn new(http: &Http, urls: &[String], pinned: &HttpIdentity, contents: Option<&ContentName>) -> Self {
         let (mut mirrors, mut broken) = (Vec::new(), None);
         for url in urls {
-            match http.services.locate(url, Some(pinned)) {
-                Ok(located) => mirrors.push(Arc::new(Mirror::new(located))),
+            let mirror = match (is_peer(url), contents) {
+                (false, _) => http.services.locate(url, Some(pinned)).map(Mirror::new),
+                (true, Some(contents)) => Mirror::of_peer(url, contents, pinned.size),
+                (true, None) => continue,
+            };
+            match mirror {
+                Ok(mirror) => mirrors.push(Arc::new(mirror)),
                 Err(error) => broken = Some(error),
             }
         }
+        mirrors.sort_by_key(|mirror| mirror.peer.is_none());
         Self { mirrors, broken, given_up: false }
     }
 
     fn shown(&self) -> String {
-        self.mirrors.first().map_or_else(String::new, |mirror| mirror.shown.clone())
+        let first = self.mirrors.iter().find(|mirror| mirror.peer.is_none());
+        first.map_or_else(String::new, |mirror| mirror.shown.clone())
     }
 }
 
@@ -89,7 +98,12 @@ impl HttpSource {
             rate: Rate::new(options.max_rate),
             stalls: Stalls::new(),
             party: Party::new(),
-            place: watch::Sender::new(Arc::new(Place::new(&http, urls, &identity))),
+            place: watch::Sender::new(Arc::new(Place::new(
+                &http,
+                urls,
+                &identity,
+                options.contents.as_ref(),
+            ))),
             http,
             identity,
             options,
@@ -105,14 +119,16 @@ impl HttpSource {
     fn ready(&self, mirror: &Mirror, own: Option<Instant>) -> Option<Instant> {
         let own = own.filter(|at| *at > Instant::now());
         let origin = self.http.known_origin(&mirror.origin()).and_then(|origin| origin.ready());
-        mirror.gate.ready().max(origin).max(own)
+        let rested = mirror.rested().filter(|at| *at > Instant::now());
+        mirror.gate.ready().max(origin).max(own).max(rested)
     }
 
     /// The mirror to use: the first that works; when none works, the one that may get a request first. The second value
     /// is when to use another mirror, if this one may not get a request by then.
-    fn pick(self: &Arc<Self>, place: &Place, own: &[Pause]) -> Option<(usize, Option<Instant>)> {
+    fn pick(self: &Arc<Self>, place: &Place, own: &[Pause], at: u64) -> Option<(usize, Option<Instant>)> {
+        let own = own.iter().map(|own| own.until.max(own.miss.over(at)));
         let ready: Vec<Option<Instant>> =
-            place.mirrors.iter().zip(own).map(|(mirror, own)| self.ready(mirror, own.until)).collect();
+            place.mirrors.iter().zip(own).map(|(mirror, own)| self.ready(mirror, own)).collect();
         let works = ready.iter().position(Option::is_none);
         if let Some(works) = works {
             // Whether the mirrors before it work again, a separate task tries, and no reader.
@@ -142,12 +158,13 @@ impl HttpSource {
                 let mut proving = wrong.clone().map(|parts| Proving::known(parts.range(), parts));
                 let range = wrong.map_or(0..PROOF.min(this.identity.size), |parts| parts.range());
                 let mut at = range.start;
-                let times = this.times(&wait, 1);
+                let times = this.times(&wait, 1, &mirror);
                 let (purpose, proving) = (Purpose::Hydrate, proving.as_mut());
                 let mut job = AttemptLimits { purpose, wait: &wait, pass: &mut pass, times, proving };
                 let once = this.attempt(&mirror, &mut at, range.end, &mut job, &mut deliver);
                 match timeout(this.http.answer_timeout(), once).await {
                     Ok(Ok(())) => *mirror.disproven.lock() = None,
+                    Ok(Err(Failure::Missing { .. })) if mirror.disproven.lock().is_none() => pass.worked(),
                     Ok(Err(failure)) => pass.failed(&failure),
                     Err(_) => pass.failed(&Failure::again("it does not answer in time")),
                 }
@@ -157,9 +174,11 @@ impl HttpSource {
     }
 
     /// How long one of `mirrors` may take. Each of them gets a request before a deadline.
-    fn times(&self, wait: &Wait, mirrors: usize) -> Times {
+    fn times(&self, wait: &Wait, mirrors: usize, mirror: &Mirror) -> Times {
         let config = &self.http.config;
         let share = wait.limit().filter(|_| mirrors > 1).map(|limit| limit / (mirrors as u32 + 1));
+        let of_peer = |share: Option<Duration>| share.unwrap_or(PATIENCE).min(PATIENCE);
+        let share = if mirror.peer.is_some() { Some(of_peer(share)) } else { share };
         let least = |time: Duration| share.map_or(time, |share| time.min(share));
         Times { answer: least(self.http.answer_timeout()), window: least(config.stall_timeout) }
     }
@@ -236,7 +255,7 @@ impl HttpSource {
     ) -> Result<(), SourceError> {
         let mut pauses = vec![Pause::default(); place.mirrors.len()];
         while *at < end {
-            let Some((number, other_ready)) = self.pick(place, &pauses) else {
+            let Some((number, other_ready)) = self.pick(place, &pauses, *at) else {
                 let none = || failed("no URL", &Failure::Protocol("the source has no URL".into()));
                 return Err(place.broken.clone().unwrap_or_else(none));
             };
@@ -244,7 +263,9 @@ impl HttpSource {
             let mut pass = match mirror.gate.enter() {
                 Ok(pass) => pass,
                 Err(down) => {
-                    wait.failed(&mirror.shown, &down.why);
+                    if mirror.peer.is_none() {
+                        wait.failed(&mirror.shown, &down.why);
+                    }
                     match other_ready {
                         None => down.over().await,
                         Some(ready) => tokio::select! {
@@ -255,24 +276,43 @@ impl HttpSource {
                     continue;
                 }
             };
-            if let Some(until) = pauses[number].until {
+            if let Some(until) = pauses[number].until.max(pauses[number].miss.over(*at)) {
                 sleep_until(until).await;
             }
-            let times = self.times(wait, place.mirrors.len());
+            let times = self.times(wait, place.mirrors.len(), mirror);
+            let end = pauses.iter().fold(end, |end, pause| pause.miss.end(*at, end));
             let proving_now = proving.as_deref_mut();
             let mut job = AttemptLimits { purpose, wait, pass: &mut pass, times, proving: proving_now };
-            let Err(failure) = self.attempt(mirror, at, end, &mut job, deliver).await else { continue };
+            let failure = match self.attempt(mirror, at, end, &mut job, deliver).await {
+                Err(failure) => failure,
+                Ok(()) if *at > before => continue,
+                Ok(()) => Failure::Protocol("it sends less than one group".into()),
+            };
             if let Some(error) = proving.as_mut().and_then(|proving| proving.lost()) {
                 return Err(error);
             }
             if failure == Failure::Overtaken {
                 continue;
             }
+            if let Failure::Missing { until, rest } = failure {
+                mirror.count(&self.http).miss();
+                mirror.rest(rest);
+                pauses[number].miss = Miss::new(until);
+                if mirror.disproven.lock().is_none() {
+                    pass.worked();
+                }
+                continue;
+            }
             mirror.count(&self.http).retry();
             let (url, why) = (&mirror.shown, failure.why());
             tracing::debug!(url, why, at, tries, ?purpose, "a request failed");
-            wait.failed(&mirror.shown, &failure);
             pauses[number].failed(*at > before);
+            if mirror.peer.is_some() {
+                // The servers are asked all the same.
+                pass.failed(&failure);
+                continue;
+            }
+            wait.failed(&mirror.shown, &failure);
             let slow = matches!(failure, Failure::Again { .. }) && *at - before < self.http.config.min_rate;
             *tries = if *at > before && !slow { 0 } else { *tries + 1 };
             pass.failed(&failure);
@@ -295,7 +335,11 @@ impl HttpSource {
     ) -> Result<(), Failure> {
         let mut fresh = false;
         loop {
-            match self.transfer(mirror, at, end, job, deliver).await {
+            let result = self.transfer(mirror, at, end, job, deliver).await;
+            if let Err(Failure::Another(_) | Failure::Disproven(_)) = &result {
+                mirror.count(&self.http).wrong();
+            }
+            match if mirror.peer.is_some() { result.map_err(of_peer) } else { result } {
                 // The answer to a request without the condition decides.
                 Err(Failure::Precondition) if !mirror.without_condition.swap(true, Ordering::Relaxed) => {}
                 Err(failure) if failure.may_be_a_cache() && !fresh => {
@@ -325,11 +369,14 @@ impl HttpSource {
         deliver: &mut Deliver,
     ) -> Result<(), Failure> {
         self.http.usable().await?;
-        let (evidence, sending) = self.image.as_ref().map_or_else(Default::default, ways_of);
-        let pinned = Some((&self.identity, self.options.strictness));
+        let of_peer = mirror.peer.is_some();
+        let image = self.image.as_ref().filter(|_| !of_peer);
+        let (evidence, sending) = image.map_or_else(Default::default, ways_of);
+        let own = (&self.identity, self.options.strictness);
+        let pinned = Some(mirror.peer.as_ref().map_or(own, |identity| (identity, Strictness::Strong)));
         let ask = Dispatch {
-            asked: RangeRequest { range: *at..end, pinned, evidence, sending },
-            image: self.image.as_ref(),
+            asked: RangeRequest { range: *at..end, pinned, evidence, sending, of_peer },
+            image,
             purpose: job.purpose,
             fresh: false,
             party: self.party,
@@ -398,6 +445,8 @@ impl HttpSource {
 struct Pause {
     failures: u32,
     until: Option<Instant>,
+    /// What a peer does not have.
+    miss: Miss,
 }
 
 impl Pause {
@@ -610,7 +659,7 @@ impl RemoteSource for HttpSource {
     }
 
     fn set_urls(&self, urls: &[String]) -> Result<(), SourceError> {
-        let place = Place::new(&self.http, urls, &self.identity);
+        let place = Place::new(&self.http, urls, &self.identity, self.options.contents.as_ref());
         if let Some(error) = place.broken {
             return Err(error);
         }
@@ -631,28 +680,12 @@ impl RemoteSource for HttpSource {
         let state = |mirror: &Arc<Mirror>| {
             let origin = self.http.known_origin(&mirror.origin());
             let trouble = mirror.gate.trouble().or_else(|| origin?.trouble());
-            UrlState { url: mirror.shown.clone(), trouble: trouble.map(|failure| failure.why().to_owned()) }
+            UrlState {
+                url: mirror.shown.clone(),
+                trouble: trouble.map(|failure| failure.why().to_owned()),
+                is_peer: mirror.peer.is_some(),
+            }
         };
         place.mirrors.iter().map(state).collect()
     }
-}
-
-/// The error of a fetch after its deadline, of the kind of the last failure.
-fn too_late(shown: &str, limit: Duration, last: Option<Failure>) -> SourceError {
-    let why = format!("its server has not sent it for {limit:?}");
-    let Some(mut last) = last else { return failed(shown, &Failure::again(why)) };
-    let text = format!("{why} ({})", last.why());
-    match &mut last {
-        Failure::Again { why, .. } | Failure::Denied { why, .. } => *why = text,
-        Failure::Another(why)
-        | Failure::Protocol(why)
-        | Failure::Disproven(why)
-        | Failure::OutOfRange(why) => {
-            *why = text;
-        }
-        Failure::Precondition => last = Failure::Another(text),
-        Failure::Overtaken => last = Failure::again(text),
-        Failure::Moved { .. } => last = Failure::Protocol(text),
-    }
-    failed(shown, &last)
 }

@@ -21,14 +21,15 @@ use tokio::time::{Instant, timeout};
 use super::address::{Reach, host_not_public, not_public};
 use super::answer::{Body, Evidence, Failure, RangeRequest, Sending, judge};
 use super::authorise::{Authoriser, Found, Located, Pinned, Refusal, Remedy, Unsigned};
-use super::gate::{Gate, Pass};
+use super::gate::{Gate, Pass, jittered};
 use super::limit::{Party, Slot, Slots};
+use super::peer::ContentName;
 use super::servers::Count;
 use super::tls;
 use super::url::{origin, server, take_user_info};
 use super::wait::Wait;
-use super::{Http, shown, words};
-use crate::source::{Parts, Purpose};
+use super::{Http, HttpIdentity, peer, shown, words};
+use crate::source::{Parts, Purpose, SourceError};
 
 const MAX_HOPS: usize = 10;
 /// Most attempts of one request: each time that it finds the target invalid, another request may have found a new one.
@@ -55,6 +56,10 @@ pub(super) struct Mirror {
     /// Of the kind of source, or of the user info of the URL.
     own: Option<Arc<dyn Authoriser>>,
     pub shown: String,
+    /// The contents as a peer describes them; none: it is no peer.
+    pub peer: Option<HttpIdentity>,
+    /// Until when a peer is not asked.
+    rests: Mutex<Option<Instant>>,
     /// Whether the URL works.
     pub gate: Arc<Gate>,
     place: Mutex<Place>,
@@ -140,6 +145,8 @@ impl Mirror {
             url,
             own,
             shown,
+            peer: None,
+            rests: Mutex::default(),
             gate: Gate::new(),
             place: Mutex::new(Place::Unknown),
             resolving: tokio::sync::Mutex::new(()),
@@ -149,6 +156,22 @@ impl Mirror {
             told: Mutex::default(),
             checking: AtomicBool::new(false),
         }
+    }
+
+    /// Of a peer that has the contents of `size` bytes under this name.
+    pub fn of_peer(url: &str, contents: &ContentName, size: u64) -> Result<Self, SourceError> {
+        let (located, identity) = peer::locate(url, contents, size)?;
+        Ok(Self { peer: Some(identity), ..Self::new(located) })
+    }
+
+    /// When a peer that has asked for a pause may get a request.
+    pub fn rested(&self) -> Option<Instant> {
+        *self.rests.lock()
+    }
+
+    /// Sends a peer no request for a while.
+    pub fn rest(&self, pause: Option<Duration>) {
+        *self.rests.lock() = pause.map(|pause| Instant::now() + jittered(pause));
     }
 
     fn named(&self) -> Target {
@@ -305,7 +328,10 @@ impl Mirror {
         {
             headers.insert(header::IF_MATCH, value(etag)?);
         }
-        if ask.fresh || self.passes_caches() {
+        if self.peer.is_some() {
+            // A peer fetches nothing for others.
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("only-if-cached"));
+        } else if ask.fresh || self.passes_caches() {
             headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
         }
         Ok(headers)

@@ -22,6 +22,7 @@ mod limit;
 mod mirror;
 mod names;
 mod network;
+pub mod peer;
 mod post;
 mod proving;
 mod secrets;
@@ -91,6 +92,8 @@ pub struct RemoteOptions {
     pub max_requests: Option<u32>,
     /// Most bytes per second.
     pub max_rate: Option<u64>,
+    /// The name by which peers have the contents; none: peers are not asked.
+    pub contents: Option<peer::ContentName>,
 }
 
 /// The result of the first request.
@@ -279,7 +282,7 @@ impl Http {
         let (evidence, sending) = image.map_or_else(Default::default, ways_of);
         let end = image.map_or(HEAD, |image| image.answer.size.min(HEAD));
         let ask = Dispatch {
-            asked: RangeRequest { range: 0..end, pinned: None, evidence, sending },
+            asked: RangeRequest { range: 0..end, pinned: None, evidence, sending, of_peer: false },
             image,
             purpose: Purpose::Demand,
             fresh,
@@ -467,7 +470,7 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
         Failure::Protocol(why) | Failure::Disproven(why) | Failure::OutOfRange(why) => {
             remote(SourceErrorKind::Protocol, why, "check the server, or use another mirror")
         }
-        Failure::Overtaken => {
+        Failure::Overtaken | Failure::Missing { .. } => {
             remote(SourceErrorKind::Unreachable, failure.why(), "check the server and the network")
         }
         Failure::Moved { .. } => remote(
@@ -476,6 +479,26 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
             "check the server, or use another mirror",
         ),
     }
+}
+
+/// The error of a fetch after its deadline, of the kind of the last failure.
+fn too_late(shown: &str, limit: Duration, last: Option<Failure>) -> SourceError {
+    let why = format!("its server has not sent it for {limit:?}");
+    let Some(mut last) = last else { return failed(shown, &Failure::again(why)) };
+    let text = format!("{why} ({})", last.why());
+    match &mut last {
+        Failure::Again { why, .. } | Failure::Denied { why, .. } => *why = text,
+        Failure::Another(why)
+        | Failure::Protocol(why)
+        | Failure::Disproven(why)
+        | Failure::OutOfRange(why) => {
+            *why = text;
+        }
+        Failure::Precondition => last = Failure::Another(text),
+        Failure::Overtaken | Failure::Missing { .. } => last = Failure::again(text),
+        Failure::Moved { .. } => last = Failure::Protocol(text),
+    }
+    failed(shown, &last)
 }
 
 /// The text of a client's error, without the URL.

@@ -27,6 +27,10 @@ pub struct HttpCounters {
     pub bytes: u64,
     /// Nanoseconds until the first bytes of answers, or until requests failed.
     pub answers_ns: u64,
+    /// Requests to a peer that did not have the bytes.
+    pub misses: u64,
+    /// Answers with other bytes than the proof names, or of another object.
+    pub wrong: u64,
 }
 
 #[derive(Default)]
@@ -35,6 +39,8 @@ pub(super) struct Count {
     retries: AtomicU64,
     bytes: AtomicU64,
     answers_ns: AtomicU64,
+    misses: AtomicU64,
+    wrong: AtomicU64,
 }
 
 impl Count {
@@ -51,6 +57,14 @@ impl Count {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub fn miss(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn wrong(&self) {
+        self.wrong.fetch_add(1, Ordering::Relaxed);
+    }
+
     pub fn bytes(&self, count: usize) {
         self.bytes.fetch_add(count as u64, Ordering::Relaxed);
     }
@@ -62,6 +76,8 @@ impl Count {
             retries: get(&self.retries),
             bytes: get(&self.bytes),
             answers_ns: get(&self.answers_ns),
+            misses: get(&self.misses),
+            wrong: get(&self.wrong),
         }
     }
 }

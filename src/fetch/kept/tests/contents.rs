@@ -205,3 +205,28 @@ fn after_a_power_cut_another_base_reads_only_verified_blocks() {
         assert!(own.chars().all(|seen| "ABC-".contains(seen)), "cut {n}: {own}");
     }
 }
+
+/// Guards D120.
+#[test]
+fn only_what_was_compared_is_lent_to_other_hosts_and_lending_changes_nothing() {
+    let medium = SimMedium::new(1);
+    let cache = open(&medium);
+    let contents = cache.contents(keys(1, Some(9)));
+    contents.insert(0, &bytes(b'A', 0, 70));
+    let lent = |reach| {
+        let mut buf = bytes(0, 3, 20);
+        let blocks = contents.lend(3, &mut buf, reach);
+        (blocks, buf[..blocks * BLOCK].iter().all(|byte| *byte == b'A'))
+    };
+    let before = cache.stats();
+    assert_eq!((lent(Reach::Proven), lent(Reach::Verified)), ((20, true), (0, true)));
+    assert!(verify(&contents, b'A'));
+    let seen = cache.stats();
+    assert_eq!(
+        (lent(Reach::Verified), contents.lend(69, &mut bytes(0, 69, 1), Reach::Verified)),
+        ((20, true), 1)
+    );
+    let after = cache.stats();
+    assert_eq!((before.hits, before.misses), (0, 0));
+    assert_eq!((after.hits, after.misses), (seen.hits, seen.misses));
+}

@@ -271,3 +271,19 @@ fn a_repair_keeps_unreadable_files() {
         assert_eq!(get(&open(&medium).attach(key(1), SIZE), 0, 66), 66, "{call:?} {name}");
     }
 }
+
+/// Guards D120.
+#[test]
+fn a_damaged_block_is_not_lent_and_stays_for_the_reads_of_guests() {
+    let medium = filled();
+    flip(&medium, "blocks", (20 * CACHE_BLOCK + 77) * 8);
+    let (cache, observed) = open_with(medium.clone(), ROOM);
+    let source = cache.attach(key(1), SIZE);
+    let mut buf = vec![0; 66 * BLOCK];
+    assert_eq!(source.lend(0, 66, &mut buf, None), 20);
+    assert!(buf[..20 * BLOCK] == contents(&key(1), SIZE, 0, 20));
+    assert_eq!(source.lend(20, 46, &mut buf, None), 0);
+    assert_eq!(source.lend(21, 45, &mut buf, None), 45, "to the short last block");
+    assert!(source.contains(20));
+    assert_eq!((cache.stats().corrupt_blocks, observed.evicted_bytes(EvictReason::Corrupt)), (0, 0));
+}
