@@ -96,7 +96,7 @@ class Host:
         self.instances = where / "instances"
         self.instances.mkdir()
         self.plyfs = world.Plyfs(where)
-        self.context = nova_context.RequestContext("user", "project", is_admin=True)
+        self.context = nova_context.RequestContext("user", "project", is_admin=True, auth_token="token")
         self.use()
 
     def use(self):

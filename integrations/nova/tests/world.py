@@ -1,5 +1,6 @@
 """What the tests use: a real plyfs with a real mount, a real libvirtd with QEMU (TCG), and Nova's own classes on sqlite."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -70,8 +71,14 @@ class Plyfs:
             self.start()
         for name in self.disks():
             self.run("disk", "rm", "--now", "--snapshots", "--force", name)
-        for name in self.bases():
-            self.run("base", "rm", "--force", name)
+
+        def without_bases():
+            for name in self.bases():
+                with contextlib.suppress(AssertionError):
+                    self.run("base", "rm", "--force", name)
+            return not self.bases()
+
+        wait_for(without_bases, "bases are still in use")
 
     def disks(self):
         return {disk["name"]: disk for disk in self.json("disk", "ls")}
@@ -98,6 +105,10 @@ class Libvirtd:
         for name, line in (("passwd", "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin\n"), ("group", "libvirt-qemu:x:64055:\n")):
             (where / name).write_text(f"{Path('/etc', name).read_text()}{line}")
             subprocess.run(["mount", "--bind", where / name, f"/etc/{name}"], check=True)
+        # TCG everywhere. Where QEMU's user may not use KVM, libvirt asks QEMU for its capabilities again at each call.
+        if os.path.exists("/dev/kvm"):
+            (where / "kvm").touch(0o600)
+            subprocess.run(["mount", "--bind", where / "kvm", "/dev/kvm"], check=True)
         sockets = where / "libvirt"
         sockets.mkdir()
         Path("/etc/libvirt/libvirtd.conf").write_text(
@@ -132,8 +143,8 @@ class Libvirtd:
         finally:
             self.process.terminate()
             self.process.wait(30)
-        for path in (*self.HIDDEN, "/etc/passwd", "/etc/group"):
-            subprocess.run(["umount", "--lazy", path], check=False)
+        for path in (*self.HIDDEN, "/etc/passwd", "/etc/group", "/dev/kvm"):
+            subprocess.run(["umount", "--lazy", path], check=False, stderr=subprocess.DEVNULL)
 
 
 def make_image(path, size, filesystem=False, format="raw"):

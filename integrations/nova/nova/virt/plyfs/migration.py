@@ -26,6 +26,7 @@ LOG = logging.getLogger(__name__)
 FORMAT = 1
 HEAD = ".plyfs"
 DATA = ".plyfs-data"
+SNAPSHOT = "nova-snapshot-migration"
 
 _nova_copy_image = libvirt_utils.copy_image
 _sender = threading.local()
@@ -74,8 +75,10 @@ def _send(disk, src, dest, host, kwargs):
     head = {"format": FORMAT, "base": None if whole else found["base"], "size": found["size"], "data": "qcow2" if whole else "increment"}
     if whole:
         LOG.warning("Glance does not have the image of base %s: all of disk %s is copied to %s.", found["base"], disk, host)
+    client.remove_snapshot(disk, SNAPSHOT)
+    client.take_snapshot(disk, SNAPSHOT)
     try:
-        _plyfs("disk", "export", disk, src + DATA, "--format", head["data"], "--force")
+        _plyfs("disk", "export", f"{disk}@{SNAPSHOT}", src + DATA, "--format", head["data"], "--force")
         privsep.take(src + DATA, os.getuid())
         with open(src + HEAD, "w") as file:
             json.dump(head, file)
@@ -84,6 +87,7 @@ def _send(disk, src, dest, host, kwargs):
         _nova_copy_image(src + DATA, dest + DATA, host=host, **kwargs)
         _nova_copy_image(src + HEAD, dest + HEAD, host=host, **kwargs)
     finally:
+        client.remove_snapshot(disk, SNAPSHOT)
         for path in (src + DATA, src + HEAD):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
@@ -116,7 +120,9 @@ def _receive(path):
         if image is None or bases.ensure(image) is None:
             raise client.PlyfsError(f"the disk of {path} needs the base {base}, which plyfs does not have here; revert the migration")
         words += ["--base", base]
-    disks.make(path, lambda name: _import(name, path + DATA, words))
+    name = disks.make(path, lambda name: _import(name, path + DATA, words))
+    # An increment ends at a snapshot, which the copy has as well.
+    client.remove_snapshot(name, SNAPSHOT)
     LOG.info("The disk of %s is here, on base %s.", path, base)
 
 
