@@ -221,7 +221,7 @@ def test_a_disk_deleted_behind_nova_is_told_and_not_replaced(host, caplog):
     with pytest.raises(exception.DiskNotFound):
         make_root(host, instance)
     assert "something other than Nova removed it" in caplog.text
-    with pytest.raises(exception.NovaException):
+    with pytest.raises(exception.DiskNotFound):
         host.driver.reboot(host.context, instance, host.network(), "HARD", host.bdi(instance))
     assert host.plyfs.disks() == {}
     # A rebuild deletes the instance's files and spawns it again.

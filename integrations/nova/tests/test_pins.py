@@ -22,6 +22,7 @@ DRIVER = {
     "_get_local_gb_info": "",
     "delete_instance_files": "self instance",
     "unrescue": "self context instance",
+    "_get_instance_disk_info_from_config": "self guest_config block_device_info",
     "_create_images_and_backing": "self context instance instance_dir disk_info fallback_from_host",
     "rollback_live_migration_at_destination": "self context instance network_info block_device_info destroy_disks migrate_data",
     "migrate_disk_and_power_off": "self context instance dest flavor network_info block_device_info timeout retry_interval",

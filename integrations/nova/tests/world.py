@@ -71,6 +71,7 @@ class Plyfs:
             self.start()
         for name in self.disks():
             self.run("disk", "rm", "--now", "--snapshots", "--force", name)
+            os.path.exists(self.mount / "disks" / f"{name}.raw")
 
         def without_bases():
             for name in self.bases():

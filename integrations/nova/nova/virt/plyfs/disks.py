@@ -190,4 +190,6 @@ def remove_all(directory):
     """
     for path in links(directory):
         remove(name_of(path))
+        # The kernel looks the name up again, and forgets the file. Before that, plyfs keeps the data of a disk that was open.
+        os.path.exists(path)
         os.unlink(path)

@@ -99,6 +99,13 @@ class PlyfsDriver(driver.LibvirtDriver):
 
     # Hard reboot, and the destination of a live migration
 
+    def _get_instance_disk_info_from_config(self, guest_config, block_device_info):
+        for device in guest_config.devices:
+            path = getattr(device, "source_path", None)
+            if path and disks.name_of(path) is not None:
+                disks.require(path)
+        return super()._get_instance_disk_info_from_config(guest_config, block_device_info)
+
     def _create_images_and_backing(self, context, instance, instance_dir, disk_info, fallback_from_host=None):
         for info in disk_info or []:
             path = os.path.join(instance_dir, os.path.basename(info["path"]))
