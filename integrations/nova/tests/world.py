@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+import uuid
 from pathlib import Path
 
 PLYFS = os.environ.get("PLYFS_BIN", "plyfs")
@@ -88,46 +89,53 @@ class Plyfs:
         return {base["name"]: base for base in self.json("base", "ls")}
 
 
+HIDDEN = ("/etc/libvirt", "/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
+
+# A libvirtd that has nothing of the machine's own: in a mount namespace. The arguments are a directory, a name of the host,
+# and where libvirt keeps what it learns of QEMU, which takes it some seconds.
+START = """set -e
+for path in HIDDEN; do mkdir -p $path; mount -t tmpfs -o mode=755 nova-plyfs $path; done
+[ -z "$3" ] || mount --bind "$3" /var/cache/libvirt
+hostname "$2"
+cp -r "$1/etc/." /etc/libvirt/
+mount --bind "$1/passwd" /etc/passwd
+mount --bind "$1/group" /etc/group
+[ ! -e /dev/kvm ] || mount --bind "$1/kvm" /dev/kvm
+exec libvirtd --pid-file "$1/libvirtd.pid"
+""".replace("HIDDEN", " ".join(HIDDEN))
+
+
 class Libvirtd:
-    """A libvirtd with QEMU, and nothing of the machine's own. It needs a mount namespace of its own: see the script `test`."""
+    """A libvirtd with QEMU, of a host of some name."""
 
-    HIDDEN = ("/etc/libvirt", "/run/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
-
-    def __init__(self, where):
-        self.where = where
-        for path in self.HIDDEN:
-            os.makedirs(path, exist_ok=True)
-            if path == "/var/cache/libvirt" and "LIBVIRT_CACHE" in os.environ:
-                # What libvirt learns of QEMU takes it some seconds.
-                subprocess.run(["mount", "--bind", os.environ["LIBVIRT_CACHE"], path], check=True)
-                continue
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "nova-plyfs", path], check=True)
-        # QEMU's user, which a package makes that is not needed otherwise.
-        for name, line in (("passwd", "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin\n"), ("group", "libvirt-qemu:x:64055:\n")):
-            (where / name).write_text(f"{Path('/etc', name).read_text()}{line}")
-            subprocess.run(["mount", "--bind", where / name, f"/etc/{name}"], check=True)
-        # TCG everywhere. Where QEMU's user may not use KVM, libvirt asks QEMU for its capabilities again at each call.
-        if os.path.exists("/dev/kvm"):
-            (where / "kvm").touch(0o600)
-            subprocess.run(["mount", "--bind", where / "kvm", "/dev/kvm"], check=True)
-        sockets = where / "libvirt"
-        sockets.mkdir()
-        Path("/etc/libvirt/libvirtd.conf").write_text(
-            f'auth_unix_ro = "none"\nauth_unix_rw = "none"\nunix_sock_dir = "{sockets}"\nlog_outputs = "2:file:{where}/libvirtd.log"\n'
+    def __init__(self, where, name="one"):
+        self.where = where / f"libvirt-{name}"
+        (self.where / "etc/qemu").mkdir(parents=True)
+        self.where.chmod(0o755)
+        (self.where / "etc/libvirtd.conf").write_text(
+            f'auth_unix_ro = "none"\nauth_unix_rw = "none"\nunix_sock_dir = "{self.where}"\nhost_uuid = "{uuid.uuid4()}"\n'
+            f'log_outputs = "2:file:{self.where}/libvirtd.log"\n'
         )
         # QEMU is another user than Nova, as on a real host: libvirt gives it the disks, and takes them back.
-        Path("/etc/libvirt/qemu.conf").write_text(
+        (self.where / "etc/qemu.conf").write_text(
             'cgroup_controllers = [ ]\nnamespaces = [ ]\nstdio_handler = "file"\nsecurity_driver = "none"\n'
             'user = "libvirt-qemu"\ngroup = "libvirt-qemu"\ndynamic_ownership = 1\n'
         )
-        Path("/etc/libvirt/qemu").mkdir()
-        self.uri = f"qemu+unix:///system?socket={sockets}/libvirt-sock"
-        self.process = subprocess.Popen(["libvirtd", "--pid-file", where / "libvirtd.pid"], stderr=subprocess.DEVNULL)
+        # A package makes this user that is not needed otherwise.
+        for file, line in (("passwd", "libvirt-qemu:x:64055:64055::/:/usr/sbin/nologin\n"), ("group", "libvirt-qemu:x:64055:\n")):
+            (self.where / file).write_text(f"{Path('/etc', file).read_text()}{line}")
+        # TCG everywhere. Where QEMU's user may not use KVM, libvirt asks QEMU for its capabilities again at each call.
+        (self.where / "kvm").touch(0o600)
+        self.uri = f"qemu+unix:///system?socket={self.where}/libvirt-sock"
+        words = ["unshare", "--mount", "--uts", "--propagation", "slave", "sh", "-c", START, "sh", self.where, name]
+        self.process = subprocess.Popen([*words, os.environ.get("LIBVIRT_CACHE", "")], stdout=subprocess.DEVNULL, stderr=(self.where / "stderr").open("w"))
         words = ["virsh", "--quiet", "--connect", self.uri, "list"]
-        wait_for(lambda: subprocess.run(words, capture_output=True).returncode == 0, f"libvirtd does not start: see {where}/libvirtd.log")
+        wait_for(lambda: subprocess.run(words, capture_output=True).returncode == 0, f"libvirtd does not start: see {self.where}/libvirtd.log")
 
     def virsh(self, *words):
-        return subprocess.run(["virsh", "--quiet", "--connect", self.uri, *words], check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(["virsh", "--quiet", "--connect", self.uri, *map(str, words)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def running(self):
         return self.virsh("list", "--name").split()
@@ -144,8 +152,6 @@ class Libvirtd:
         finally:
             self.process.terminate()
             self.process.wait(30)
-        for path in (*self.HIDDEN, "/etc/passwd", "/etc/group", "/dev/kvm"):
-            subprocess.run(["umount", "--lazy", path], check=False, stderr=subprocess.DEVNULL)
 
 
 def make_image(path, size, filesystem=False, format="raw"):
