@@ -1,5 +1,13 @@
 """Fixtures: one libvirtd for all tests, and for each test a plyfs, a database, and a compute host."""
 
+# isort: off
+from nova import monkey_patch
+
+# As nova-compute does, before all other imports. Older releases do it at the import.
+if hasattr(monkey_patch, "patch"):
+    monkey_patch.patch(backend="threading")
+# isort: on
+
 import contextlib
 import logging
 import os
@@ -13,6 +21,7 @@ import pytest
 import world
 
 import nova.conf
+import nova.config
 from nova import context as nova_context
 from nova import objects
 from nova.db import migration as db_migration
@@ -63,7 +72,7 @@ def empty_database(place):
     from nova.db.main import api as db_api
 
     nova.privsep.sys_admin_pctxt.set_client_mode(False)
-    CONF([], project="nova", default_config_files=[], default_config_dirs=[])
+    nova.config.parse_args(["nova-compute"], default_config_files=[], configure_db=False, init_rpc=False)
     nova.conf.neutron.register_dynamic_opts(CONF)
     objects.register_all()
     path = place / "nova.sqlite"
