@@ -150,7 +150,8 @@ class Host:
         instance = objects.Instance(
             self.context, uuid=str(uuid.uuid4()), host=self.name, image_ref=image_id, flavor=flavor, old_flavor=None,
             new_flavor=None, project_id="project", user_id="user", kernel_id="", ramdisk_id="", root_device_name="/dev/vda",
-            display_name="vm", memory_mb=64, vcpus=1, root_gb=root_gb, ephemeral_gb=ephemeral_gb, system_metadata={"image_base_image_ref": image_id},
+            display_name="vm", memory_mb=64, vcpus=1, root_gb=root_gb, ephemeral_gb=ephemeral_gb,
+            system_metadata={"image_base_image_ref": image_id, "image_disk_format": "raw", "image_container_format": "bare"},
             metadata={}, config_drive="", key_data=None, vm_state="building", launch_index=0, numa_topology=None, pci_requests=None,
         )  # fmt: skip
         instance.create()

@@ -59,11 +59,20 @@ def hydrate(name):
 
     :raises: PlyfsError when the job fails or is cancelled
     """
-    wait(client.hydrate_base(name)["work"]["job"])
+    work = client.hydrate_base(name)["work"]
+    if work is not None:
+        wait(work["job"])
+    found = client.base(name)
+    if found is None or not found["complete"]:
+        raise client.PlyfsError(f"base {name} is not complete: see plyfs base show {name}")
 
 
 def wait(identifier):
-    """Waits for a job: work of the daemon that continues after its restart."""
+    """Waits for a job, which continues after a restart of the daemon. A job that is not known any more may have ended without
+    success: look at its object.
+
+    :raises: PlyfsError when it failed or was cancelled
+    """
     while True:
         found = client.job(identifier)
         if found is None or found["state"] == "done":

@@ -62,11 +62,10 @@ class PlyfsDriver(driver.LibvirtDriver):
 
     @staticmethod
     def _get_local_gb_info():
-        try:
-            space = client.status()["space"]
-        except (client.PlyfsError, KeyError):
-            # Status without a worker has no space.
-            space = {"total_bytes": None}
+        # Without an answer the resource tracker keeps what it knows; the filesystem of the instances may be another one.
+        space = client.status().get("space")
+        if space is None:
+            raise client.PlyfsUnavailable("the worker does not answer: see plyfs status")
         if space["total_bytes"] is None:
             return driver.LibvirtDriver._get_local_gb_info()
         total, free = space["total_bytes"], space["available_bytes"]
