@@ -6,6 +6,8 @@ import pathlib
 import random
 import uuid
 
+import cinder.privsep
+import os_brick.privileged
 import pytest
 import servers
 from cinder import context
@@ -36,6 +38,10 @@ class DriverCase(test.TestCase):
 
     def setUp(self):
         super().setUp()
+        # The tests run as root: what Cinder leaves to its helpers runs here.
+        for helper in (cinder.privsep.sys_admin_pctxt, os_brick.privileged.default):
+            helper.set_client_mode(False)
+            self.addCleanup(helper.set_client_mode, True)
         self.project = uuid.uuid4().hex
         self.context = context.RequestContext(fake.USER_ID, self.project, is_admin=False)
         self.override_config("glance_api_servers", [self.glance.url])
@@ -71,7 +77,7 @@ class DriverCase(test.TestCase):
     # Objects of Cinder
 
     def volume(self, size=1, **more):
-        return tests_utils.create_volume(self.context, host=f"{HOST}#plyfs", size=size, **more)
+        return tests_utils.create_volume(self.context, host=f"{HOST}#plyfs", size=size, **({"volume_type_id": self.vt["id"]} | more))
 
     def created(self, size=1, **more):
         volume = self.volume(size, **more)

@@ -45,6 +45,9 @@ enforce_scope = False
 {policy}
 [oslo_concurrency]
 lock_path = {dir}/lock
+[image_format]
+# As an older Glance, which takes any bytes.
+require_image_format_match = False
 """
 
 GLANCE_PASTE = """
@@ -90,7 +93,7 @@ import waitress
 from glance.wsgi.api import application
 from glance.db.sqlalchemy import api, models
 models.register_models(api.get_engine())
-waitress.serve(application, host="127.0.0.1", port=int(sys.argv[1]), threads=8)
+waitress.serve(application, host="127.0.0.1", port=int(sys.argv[1]), threads=8, max_request_body_size=1 << 36)
 """
 
 

@@ -39,16 +39,16 @@ resource_query_filters_file = {venv}/etc/cinder/resource_filters.json
 rootwrap_config = {dir}/rootwrap.conf
 transport_url = rabbit://guest:guest@127.0.0.1:{rabbit}/
 host = {host}
-enabled_backends = plyfs,second
+enabled_backends = {backend}
 glance_api_servers = {glance}
 default_volume_type = __DEFAULT__
 scheduler_default_filters = CapacityFilter,CapabilitiesFilter
 rpc_response_timeout = 120
-periodic_interval = 5
-backend_stats_polling_interval = 5
+periodic_interval = 10
+backend_stats_polling_interval = 10
 image_conversion_dir = {dir}/conversion
 [database]
-connection = sqlite:///{dir}/cinder.sqlite
+connection = sqlite:///{dir}/cinder.sqlite?timeout=60
 [oslo_concurrency]
 lock_path = {dir}/lock
 [oslo_messaging_notifications]
@@ -141,12 +141,13 @@ class Cinder:
 
     def __init__(self, directory, values):
         self.directory = directory
-        self.conf = directory / "cinder.conf"
+        self.conf, self.second = directory / "cinder.conf", directory / "second.conf"
         self.port = servers.free_port()
         self.processes = {}
         for name in ("state", "lock", "conversion"):
             (directory / name).mkdir(parents=True)
-        self.conf.write_text(CINDER_CONF.format(dir=directory, venv=VENV, **values))
+        for conf, backend in ((self.conf, "plyfs"), (self.second, "second")):
+            conf.write_text(CINDER_CONF.format(dir=directory, venv=VENV, backend=backend, **values))
         (directory / "rootwrap.conf").write_text(f"[DEFAULT]\nfilters_path={VENV}/etc/cinder/rootwrap.d\nexec_dirs={VENV}/bin,/usr/bin,/bin\n")
 
     def log(self, name):
@@ -161,12 +162,32 @@ class Cinder:
             subprocess.run([VENV / "bin" / "cinder-manage", "--config-file", self.conf, "db", "sync"], check=True, stdout=out, stderr=out)
 
     def start(self):
+        """One after the other: of two that start at once, sqlite lets one fail."""
         self.run("api", sys.executable, "-c", API, "--config-file", self.conf, self.port)
+        servers.wait_until(self.answers, "cinder-api answers", 120)
         self.run("scheduler", VENV / "bin" / "cinder-scheduler", "--config-file", self.conf)
+        self.wait_for_services(1)
         self.start_volume()
+        self.wait_for_services(2)
 
-    def start_volume(self):
-        self.run("volume", VENV / "bin" / "cinder-volume", "--config-file", self.conf)
+    def answers(self):
+        try:
+            self.request("GET", "/limits")
+        except OSError:
+            return False
+        except Refused:
+            # An error is an answer: it has no services yet.
+            return True
+        return True
+
+    def wait_for_services(self, count):
+        servers.wait_until(lambda: len(self.services()) >= count, f"{count} services are up", 240)
+
+    def wait_for_pools(self, count):
+        servers.wait_until(lambda: len(self.request("GET", "/scheduler-stats/get_pools")["pools"]) >= count, f"{count} pools are known", 240)
+
+    def start_volume(self, name="volume"):
+        self.run(name, VENV / "bin" / "cinder-volume", "--config-file", self.second if name == "second" else self.conf)
 
     def kill_volume(self):
         process = self.processes.pop("volume")
@@ -224,8 +245,8 @@ class Cinder:
                 raise AssertionError(f"{kind} {name} is {found['status']}, not {wanted}")
             time.sleep(0.2)
 
-    def action(self, volume, **body):
-        return self.request("POST", f"/volumes/{volume['id']}/action", {name.replace("_", "-"): value for name, value in body.items()})
+    def action(self, volume, name, **content):
+        return self.request("POST", f"/volumes/{volume['id']}/action", {name: content})
 
     def delete(self, kind, found):
         self.request("DELETE", f"/{kind}/{found['id']}")
@@ -288,10 +309,10 @@ class Service:
         of_snapshot = self.cinder.volume(2, snapshot_id=snapshot["id"])
         clone = self.cinder.volume(1, source_volid=volume["id"])
         assert self.read(of_snapshot, 5) == b"first" and self.read(clone, 5) == b"later"
-        self.cinder.action(clone, **{"os_extend": {"new_size": 3}})
+        self.cinder.action(clone, "os-extend", new_size=3)
         self.cinder.wait_for("volumes", clone["id"], "available")
         assert self.plyfs.disk(disk_of(clone))["size"] == 3 * GIB
-        self.cinder.action(volume, revert={"snapshot_id": snapshot["id"]})
+        self.cinder.action(volume, "revert", snapshot_id=snapshot["id"])
         self.cinder.wait_for("volumes", volume["id"], "available")
         assert self.read(volume, 5) == b"first"
         self.check_disks(volume, clone, of_snapshot)
@@ -314,7 +335,7 @@ class Service:
         for action in ("miss", "hit"):
             assert f"image_volume_cache.{action}" in log, action
         # To Glance, and from there.
-        answer = self.cinder.action(first, **{"os_volume_upload_image": {"image_name": "up", "disk_format": "raw", "container_format": "bare"}})
+        answer = self.cinder.action(first, "os-volume_upload_image", image_name="up", disk_format="raw", container_format="bare")
         uploaded = answer["os-volume_upload_image"]["image_id"]
         self.cinder.wait_for("volumes", first["id"], "available")
         servers.wait_until(lambda: self.glance.request("GET", f"/v2/images/{uploaded}")["status"] == "active", "the image is active")
@@ -351,12 +372,12 @@ class Service:
         volume = self.cinder.volume()
         self.write(volume, b"bytes")
         connector = {"host": HOST, "ip": "127.0.0.1", "multipath": False, "platform": "x86_64", "os_type": "linux"}
-        answer = self.cinder.action(volume, **{"os_initialize_connection": {"connector": connector}})["connection_info"]
+        answer = self.cinder.action(volume, "os-initialize_connection", connector=connector)["connection_info"]
         assert answer["driver_volume_type"] == "gpfs", answer
         with open(answer["data"]["device_path"], "rb") as file:
             assert file.read(5) == b"bytes"
         try:
-            self.cinder.action(volume, **{"os_initialize_connection": {"connector": connector | {"host": "elsewhere"}}})
+            self.cinder.action(volume, "os-initialize_connection", connector=connector | {"host": "elsewhere"})
         except Refused:
             assert "host elsewhere cannot attach it" in self.volume_log()
         else:
@@ -371,7 +392,7 @@ class Service:
     def step_disk_gone(self):
         volume = self.cinder.volume()
         self.plyfs.run("disk", "rm", disk_of(volume))
-        self.cinder.action(volume, **{"os_extend": {"new_size": 2}})
+        self.cinder.action(volume, "os-extend", new_size=2)
         self.cinder.wait_for("volumes", volume["id"], "error_extending")
         assert f"disk {disk_of(volume)}: there is no disk of that name" in self.volume_log()
         self.cinder.delete("volumes", volume)
@@ -382,7 +403,7 @@ class Service:
         volume = self.cinder.request("POST", "/os-volume-manage", body)["volume"]
         self.cinder.wait_for("volumes", volume["id"], "available")
         self.check_disks(volume)
-        self.cinder.action(volume, **{"os_unmanage": {}})
+        self.cinder.action(volume, "os-unmanage")
         servers.wait_until(lambda: not self.cinder.request("GET", "/volumes")["volumes"], "the volume is unmanaged")
         self.plyfs.run("disk", "rm", disk_of(volume))
 
@@ -390,9 +411,11 @@ class Service:
         """Host-assisted, by Cinder: it copies to a disk of the other backend."""
         volume = self.cinder.volume()
         self.write(volume, b"moved", GIB - 5)
-        here = self.cinder.show("volumes", volume["id"])["os-vol-host-attr:host"]
-        target = "second" if "@plyfs" in here else "plyfs"
-        self.cinder.action(volume, **{"os_migrate_volume": {"host": f"{HOST}@{target}#{target}", "force_host_copy": True}})
+        target = "second"
+        self.cinder.start_volume(target)
+        self.cinder.wait_for_services(3)
+        self.cinder.wait_for_pools(2)
+        self.cinder.action(volume, "os-migrate_volume", host=f"{HOST}@{target}#{target}", force_host_copy=True)
 
         def is_there():
             found = self.cinder.show("volumes", volume["id"])
@@ -435,10 +458,10 @@ class Service:
             self.cinder.wait_for("volumes", made[-1]["id"], "available")
         assert [self.read(each, 5) for each in made] == [b"first"] * 3 + [self.data[:5]]
         self.write(volume, b"later")
-        self.restarted(lambda: self.cinder.action(volume, revert={"snapshot_id": snapshot["id"]}))
+        self.restarted(lambda: self.cinder.action(volume, "revert", snapshot_id=snapshot["id"]))
         self.cinder.wait_for("volumes", volume["id"], "available")
         assert self.read(volume, 5) == b"first"
-        self.restarted(lambda: self.cinder.action(made[1], **{"os_extend": {"new_size": 2}}))
+        self.restarted(lambda: self.cinder.action(made[1], "os-extend", new_size=2))
         self.cinder.wait_for("volumes", made[1]["id"], "available")
         assert self.plyfs.disk(disk_of(made[1]))["size"] == 2 * GIB
         self.check_disks(*made)
@@ -467,8 +490,7 @@ class Service:
                            "the orphan is named", 120)
         servers.wait_until(lambda: f"{disk_of(volume)}-upload" not in self.plyfs.disks(), "the upload is removed")
         self.plyfs.run("disk", "rm", orphan)
-        servers.wait_until(lambda: self.cinder.request("GET", "/scheduler-stats/get_pools") and len(self.cinder.services()) >= 3,
-                           "the services are up", 120)
+        self.cinder.wait_for_services(2)
         self.cinder.delete("volumes", volume)
         self.check_disks()
 
@@ -531,8 +553,7 @@ def main():
         say("plyfs, RabbitMQ and Glance are up")
         ends.callback(cinder.stop)
         cinder.start()
-        servers.wait_until(lambda: len(cinder.services()) >= 3, "Cinder's services are up", 240)
-        servers.wait_until(lambda: len(cinder.request("GET", "/scheduler-stats/get_pools")["pools"]) >= 2, "the scheduler knows the pools", 120)
+        cinder.wait_for_pools(1)
         say("Cinder is up")
         service = Service(work, plyfs, glance, cinder)
         wanted = sys.argv[1:]
@@ -544,7 +565,7 @@ def main():
                 getattr(service, name)()
             except BaseException:
                 say(f"FAILED: {title}")
-                for each in ("api", "scheduler", "volume"):
+                for each in cinder.processes:
                     print(f"--- {each}\n{cinder.log(each).read_text()[-4000:]}", file=sys.stderr)
                 raise
             say(f"passed: {title}")
