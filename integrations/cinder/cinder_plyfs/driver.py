@@ -12,6 +12,7 @@ What must hold:
 import contextlib
 import math
 import socket
+import time
 import uuid
 
 from cinder import context as cinder_context
@@ -55,6 +56,8 @@ class PlyfsDriver(driver.VolumeDriver):
         self._bases = None
         # Disks of creations without an answer: they may exist, while Cinder creates the volume on another host.
         self._unsettled = set()
+        # When plyfs answered last, and the capacities of then.
+        self._answered, self._capacity = -math.inf, {}
 
     @staticmethod
     def get_driver_options():
@@ -75,7 +78,8 @@ class PlyfsDriver(driver.VolumeDriver):
         if pool["error"]:
             LOG.warning("Pool %(pool)s is %(state)s: %(error)s", pool | {"pool": pool["name"]})
         self._bases.check_source()
-        self._report_orphans()
+        with self._answers("the driver cannot start"):
+            self._report_orphans()
 
     def _report_orphans(self):
         """Names disks that look like volumes of this backend and are none. An upload that a crash interrupted is removed."""
@@ -126,10 +130,8 @@ class PlyfsDriver(driver.VolumeDriver):
     def _settle(self):
         """Removes disks of creations without an answer, unless they are volumes of this backend now."""
         for name in sorted(self._unsettled):
-            if self._place_of(name) == self.host:
-                # Cinder retried here, or the user removes the volume that has failed.
-                self._unsettled.discard(name)
-            elif self._client.remove_disk(name):
+            # Of a volume that is here: Cinder retried, or the user deletes what has failed.
+            if self._place_of(name) != self.host and self._client.remove_disk(name):
                 LOG.info("Disk %s is removed: its creation had no answer, and the volume is not on this backend.", name)
             self._unsettled.discard(name)
 
@@ -413,16 +415,27 @@ class PlyfsDriver(driver.VolumeDriver):
             "backend_state": "down",
         }
         try:
-            pool = self._client.pool(conf.plyfs_pool, patience=SHORT_PATIENCE)
-            provisioned = sum(disk["size"] for disk in self._client.disks(patience=SHORT_PATIENCE))
-            self._settle()
-            self._evict_surplus()
-            self._bases.follow(cinder_context.get_admin_context(), patience=SHORT_PATIENCE)
+            self._capacity = self._measure()
+            self._answered = time.monotonic()
         except (Refused, Unanswered) as error:
-            LOG.error("plyfs is down, no volume is placed here: %s", error)
-        else:
-            stats["total_capacity_gb"] = round((pool["total_bytes"] or 0) / units.Gi, 2)
-            stats["free_capacity_gb"] = round((pool["available_bytes"] or 0) / units.Gi, 2)
-            stats["provisioned_capacity_gb"] = round(provisioned / units.Gi, 2)
-            stats["backend_state"] = "down" if pool["state"] == "unavailable" else "up"
-        self._stats = stats
+            # A restart is no reason to place volumes elsewhere: requests wait for its end.
+            if time.monotonic() - self._answered > conf.plyfs_patience:
+                self._capacity = {"backend_state": "down"}
+                LOG.error("plyfs is down, no volume is placed here: %s", error)
+            else:
+                LOG.warning("The capacity is that of a moment ago: %s", error)
+        self._stats = stats | self._capacity
+
+    def _measure(self):
+        """What changes of the report; and what is due from time to time."""
+        pool = self._client.pool(self.configuration.plyfs_pool, patience=SHORT_PATIENCE)
+        provisioned = sum(disk["size"] for disk in self._client.disks(patience=SHORT_PATIENCE))
+        self._settle()
+        self._evict_surplus()
+        self._bases.follow(cinder_context.get_admin_context(), patience=SHORT_PATIENCE)
+        return {
+            "total_capacity_gb": round((pool["total_bytes"] or 0) / units.Gi, 2),
+            "free_capacity_gb": round((pool["available_bytes"] or 0) / units.Gi, 2),
+            "provisioned_capacity_gb": round(provisioned / units.Gi, 2),
+            "backend_state": "down" if pool["state"] == "unavailable" else "up",
+        }

@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import threading
 
+import servers
 from cinder import context, exception
 from cinder.image import image_utils
 from cinder.tests.unit import fake_constants as fake
@@ -105,6 +106,15 @@ class Clones(DriverCase):
             self.assertEqual((None, False), self.clone(volume, image))
         self.assertIn(f"plyfs base rm {base}", log.output[0])
 
+    def test_an_image_of_a_store_without_ranges_is_fetched_in_the_background(self):
+        driver = self.make_driver(plyfs_image_download=True)
+        image = self.image(noise(SIZE))
+        volume = self.volume()
+        self.assertEqual(({}, True), self.clone(volume, image, driver))
+        base = driver._bases.name_of(image["id"])
+        servers.wait_until(lambda: self.plyfs.json("base", "show", base)["complete"], "all of the image is here")
+        self.assertEqual(noise(SIZE), self.read(volume, SIZE))
+
     def test_ten_requests_at_once_register_one_base(self):
         image = self.image(noise(MIB))
         volumes = [self.volume() for _ in range(10)]
@@ -122,13 +132,13 @@ class Clones(DriverCase):
         self.assertEqual({volume.name for volume in volumes}, set(results))
 
     def test_where_images_are_read(self):
-        for configured, servers, source in (
+        for configured, known, source in (
             (None, ["http://glance:9292"], "glance+http://glance:9292/ID"),
             (None, ["https://glance/image/"], "glance://glance/image/ID"),
             (None, ["glance:9292"], "glance+http://glance:9292/ID"),
             ("glance+cloud://mycloud", ["http://other"], "glance+cloud://mycloud/ID"),
         ):
-            self.assertEqual(source, images.source_of("ID", configured, servers))
+            self.assertEqual(source, images.source_of("ID", configured, known))
         self.assertRaises(images.NoBase, images.source_of, "ID", None, None)
         self.assertRaises(images.NoBase, images.source_of, "ID", "none", ["http://glance"])
 

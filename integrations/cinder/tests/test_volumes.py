@@ -234,6 +234,18 @@ class Reports(DriverCase):
         self.assertGreaterEqual(stats["provisioned_capacity_gb"], 5)
         self.assertIs(False, stats["online_extend_support"])
 
+    def test_volumes_lie_in_the_pool_of_the_backend(self):
+        if "fast" not in {pool["name"] for pool in self.plyfs.json("pool", "ls")}:
+            (self.work / "fast").mkdir()
+            self.plyfs.run("pool", "add", "fast", self.work / "fast")
+        servers.wait_until(lambda: "fast" in {pool["name"] for pool in self.plyfs.json("pool", "ls")}, "the pool is used")
+        driver = self.make_driver(plyfs_pool="fast")
+        volume, clone = self.volume(), self.volume()
+        driver.create_volume(volume)
+        driver.create_cloned_volume(clone, volume)
+        self.assertEqual({"fast"}, {self.plyfs.disk(each.name)["pool"] for each in (volume, clone)})
+        self.assertEqual("up", driver.get_volume_stats(refresh=True)["backend_state"])
+
     def test_an_unknown_pool_ends_the_start(self):
         error = self.assertRaises(exception.VolumeBackendAPIException, self.make_driver, plyfs_pool="none")
         self.assertIn("pool none", str(error))
@@ -316,12 +328,19 @@ class Restarts(DriverCase):
         driver = self.make_driver(plyfs_patience=0.5)
         volume, kept = self.volume(), self.volume()
         self.driver.create_volume(kept)
+        self.assertEqual("up", driver.get_volume_stats(refresh=True)["backend_state"])
+        self.assertEqual("up", self.driver.get_volume_stats(refresh=True)["backend_state"])
         self.interrupter.interrupt("after")
         restart, self.interrupter._restart = self.interrupter._restart, self.plyfs.stop
         error = self.assertRaises(exception.VolumeBackendAPIException, driver.create_volume, volume)
         self.interrupter._restart = restart
         self.assertIn("plyfs does not answer on", str(error))
-        self.assertEqual("down", driver.get_volume_stats(refresh=True)["backend_state"])
+        down = driver.get_volume_stats(refresh=True)
+        self.assertEqual(("down", 0), (down["backend_state"], down["free_capacity_gb"]))
+        # Within its patience a driver takes it for a restart.
+        restarting = self.driver.get_volume_stats(refresh=True)
+        self.assertEqual("up", restarting["backend_state"])
+        self.assertGreater(restarting["free_capacity_gb"], 0)
         for call in (
             lambda: driver.delete_volume(kept),
             lambda: driver.extend_volume(kept, 2),
