@@ -419,7 +419,7 @@ class PlyfsDriver(driver.VolumeDriver):
             self._answered = time.monotonic()
         except (Refused, Unanswered) as error:
             # A restart is no reason to place volumes elsewhere: requests wait for its end.
-            if time.monotonic() - self._answered > conf.plyfs_patience:
+            if time.monotonic() - self._answered > self._client.patience:
                 self._capacity = {"backend_state": "down"}
                 LOG.error("plyfs is down, no volume is placed here: %s", error)
             else:
