@@ -189,8 +189,11 @@ impl Filesystem for PlyFs {
             Some(Node::Snapshot(number)) => Target::Snapshot(number),
             _ => return reply.error(Errno::EISDIR),
         };
-        let flags = self.open_flags();
-        self.service.open(self.call_of(req), target, move |opened| match opened {
+        let (call, flags) = (self.call_of(req), self.open_flags());
+        if let Target::Base(id) = target {
+            self.opened.note(call.thread, id);
+        }
+        self.service.open(call, target, move |opened| match opened {
             Ok(handle) => reply.opened(FileHandle(handle.number()), flags),
             Err(errno) => reply.error(errno.into()),
         });

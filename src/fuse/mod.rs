@@ -6,6 +6,7 @@
 mod filesystem;
 mod ino;
 pub mod kernel;
+mod opened;
 pub mod promises;
 mod reply;
 pub mod session;
@@ -15,11 +16,12 @@ use std::time::Duration;
 
 use fuser::{Errno, FileAttr, FileHandle, FopenFlags, INodeNo, Request};
 
+use opened::OpenedBases;
 use promises::{Promise, Protocol};
 
 use crate::format::record::MountRequest;
 use crate::format::valid_name;
-use crate::serve::{self, Call, FrontendId, Handle, RefusedName, Requester, Service, Target};
+use crate::serve::{self, BaseAttributes, Call, FrontendId, Handle, RefusedName, Requester, Service, Target};
 pub use ino::Node;
 
 /// The kernel asks for attributes and names each time, because the control socket changes them too.
@@ -47,6 +49,7 @@ pub struct PlyFs {
     owner: Ownership,
     frontend: FrontendId,
     protocol: Protocol,
+    opened: OpenedBases,
 }
 
 /// The name of a disk or base, from the name of its file.
@@ -80,7 +83,7 @@ fn disk_of(ino: INodeNo) -> Result<u64, Errno> {
 impl PlyFs {
     /// Serves the disks and bases of `service`, as the frontend that was added to it.
     pub fn new(service: Service, owner: Ownership, frontend: FrontendId, protocol: Protocol) -> Self {
-        Self { service, owner, frontend, protocol }
+        Self { service, owner, frontend, protocol, opened: OpenedBases::default() }
     }
 
     /// A request that is sent again may be old: its thread may be gone, and the number another's.
@@ -106,7 +109,12 @@ impl PlyFs {
             }),
             Node::Base(id) => {
                 let owner = self.owner;
+                let is_opened = self.opened.take(self.call_of(req).thread, id);
                 self.service.base_attributes(id, move |found| {
+                    let found = found.map(|found| BaseAttributes {
+                        stored: if is_opened { found.stored.max(found.size) } else { found.stored },
+                        ..found
+                    });
                     answer(found.map(|found| reply::base(node, &found, &owner)).map_err(Errno::from));
                 });
             }

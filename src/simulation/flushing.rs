@@ -94,7 +94,10 @@ fn mixed(rng: &mut Rng, names: &Names, disk: &str) -> Vec<Op> {
                     size += rng.below(9000);
                     Op::Grow { disk: own(), to: size }
                 }
-                13 | 14 => write(rng, disk, at + rng.below(BLOCK), 1 + rng.below(9000)),
+                13 | 14 => {
+                    let (at, len) = (at + rng.below(BLOCK), 1 + rng.below(9000));
+                    write(rng, disk, at, len)
+                }
                 15 => Op::Detach,
                 16 => Op::WorkerDies,
                 17 => match snapshots.next() {

@@ -163,7 +163,7 @@ impl Store {
     /// The layer that a move copies after the one that is being made, and the overlap that its map file has.
     fn overlap_of_next(&self, node: &DiskNode, pool: u64) -> Option<(u64, u64)> {
         let lineage = node.lineage();
-        let Some(Rework { purpose: Purpose::Merge { last, .. }, .. }) = &lineage.rework else { return None };
+        let Purpose::Merge { last, .. } = &lineage.rework.as_ref()?.purpose else { return None };
         let mut layers = lineage.layers.iter().filter(|layer| layer.number != *last);
         let next = layers.find(|layer| self.pools.home(layer.number) != pool)?;
         Some((next.number, node.overlap_of(&lineage, &[next.number]).ok()?))

@@ -123,6 +123,13 @@ fn the_blocks_of_a_base_are_those_that_the_host_has() {
     // A file of many bytes without blocks would be taken for one hole, by tar for one.
     daemon.ok(&["base", "evict", "r"]);
     assert_eq!((cached(), stored(&file)), (0, 4096));
+    // cp of a base that is hardly here makes a disk that shares it, and fetches nothing.
+    let disk = daemon.disk("shared");
+    run(Command::new("cp").arg(&file).arg(&disk));
+    assert!(cached() < MIB as u64 && stored(&disk) < MIB as u64, "{} {}", cached(), stored(&disk));
+    same(&fs::read(&disk).unwrap(), &object.bytes, "the disk");
+    daemon.ok(&["disk", "rm", "shared"]);
+    daemon.ok(&["base", "evict", "r"]);
     let copy = daemon.path("copy.raw");
     run(Command::new("cp").arg(&file).arg(&copy));
     same(&fs::read(&copy).unwrap(), &object.bytes, "a copy of what was not here");
@@ -144,6 +151,10 @@ fn the_blocks_of_a_base_are_those_that_the_host_has() {
     let file = file_of(&daemon, "s");
     read_at(&open_read(&file), 0, 4096);
     assert_eq!(stored(&file), fs::metadata(&image).unwrap().blocks() * 512);
+    let disk = daemon.disk("of-sparse");
+    run(Command::new("cp").arg(&file).arg(&disk));
+    let shown = daemon.json(&["disk", "show", "of-sparse"]);
+    assert_eq!((shown["base"].as_str(), stored(&disk) < MIB as u64), (Some("s"), true), "{shown}");
 }
 
 fn open_read(path: &Path) -> File {

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::ProofPages;
 use crate::fetch::kept::SourceKey;
-use crate::format::proof::{PAGE, PageId, ProofHeader};
+use crate::format::proof::{PAGE, PageId};
 use crate::source::pages::{Page, hash_in};
 
 /// How long a page that is under way is waited for.
@@ -36,7 +36,7 @@ impl ProofPages {
     /// Bytes of the proof from the start of a range on, up to the first page that is not here. A page that is under way
     /// is waited for.
     pub async fn lend(&self, range: Range<u64>) -> Vec<u8> {
-        let header = ProofHeader { size: self.layout.size(), root: self.root }.encode();
+        let header = self.header.encode();
         let mut bytes = header.get(range.start as usize..).unwrap_or_default().to_vec();
         let levels = (0..self.layout.levels()).rev();
         let pages = levels.flat_map(|level| {
@@ -64,7 +64,7 @@ impl ProofPages {
 
     /// A page that is here and proven.
     async fn here(&self, page: PageId) -> Option<Page> {
-        if let Some(found) = self.memory.get(&self.root, page) {
+        if let Some(found) = self.memory.get(&self.header, page) {
             return Some(found);
         }
         for is_reader in [true, false] {
@@ -74,11 +74,11 @@ impl ProofPages {
             }
         }
         // From the highest level down, so that each page is proven by the one above.
-        let mut expected = self.root;
+        let mut expected = self.header.root;
         let mut found = None;
         for level in (page.level..self.layout.levels()).rev() {
             let id = PageId { level, index: page.index >> (6 * u32::from(level - page.level)) };
-            let bytes = match self.memory.get(&self.root, id) {
+            let bytes = match self.memory.get(&self.header, id) {
                 Some(bytes) => bytes,
                 None => {
                     let read = self.kept.as_ref()?.read(vec![id]).await;
@@ -86,7 +86,7 @@ impl ProofPages {
                     if !self.layout.page_has(id, &bytes, &expected) {
                         return None;
                     }
-                    self.memory.add(&self.root, id, bytes.clone());
+                    self.memory.add(&self.header, id, bytes.clone());
                     bytes
                 }
             };

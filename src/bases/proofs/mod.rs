@@ -24,8 +24,8 @@ use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 
 pub use self::find::Wanted;
 pub(super) use self::kept::{KeptPages, ProofDisk};
-use crate::format::proof::{FAN, GROUP, Hash, Layout, PageId, ProofHeader, SUFFIX};
 pub(super) use self::lend::OpenProofs;
+use crate::format::proof::{FAN, GROUP, Hash, Layout, PageId, ProofHeader, SUFFIX};
 use crate::source::http::peer::is_peer;
 use crate::source::pages::{Page, ProvenPages, hash_in};
 use crate::source::{
