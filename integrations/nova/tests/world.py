@@ -70,14 +70,17 @@ class Plyfs:
         """Removes all disks and bases."""
         if self.process.poll() is not None:
             self.start()
-        for name in self.disks():
-            self.run("disk", "rm", "--now", "--snapshots", "--force", name)
+        names = list(self.disks())
+        if names:
+            self.run("disk", "rm", "--now", "--snapshots", "--force", *names)
+        for name in names:
             os.path.exists(self.mount / "disks" / f"{name}.raw")
 
         def without_bases():
-            for name in self.bases():
-                with contextlib.suppress(AssertionError):
-                    self.run("base", "rm", "--force", name)
+            names = list(self.bases())
+            with contextlib.suppress(AssertionError):
+                if names:
+                    self.run("base", "rm", "--force", *names)
             return not self.bases()
 
         wait_for(without_bases, "bases are still in use")
