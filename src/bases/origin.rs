@@ -57,8 +57,8 @@ impl Delivery {
 }
 
 impl HostSources {
-    /// Asks the servers of a new source which object they have. Returns none for a file of this host, which is looked at
-    /// when it is registered.
+    /// Asks the servers of a new source which object they have. Returns none for a file or device of this host, which
+    /// is looked at when it is registered.
     ///
     /// # Errors
     /// `Denied`, `Protocol` or `Unreachable` when no server has it, or two have different objects.
@@ -81,7 +81,7 @@ impl HostSources {
             return Err(SourceError::remote(SourceErrorKind::Protocol, "use", shown(&first), why, advice));
         }
         match kind {
-            Kind::File => Ok(None),
+            Kind::File | Kind::Device => Ok(None),
             Kind::Http | Kind::S3 => {
                 let probed = self.handle().spawn(async move { http.probe(&asked, &options).await });
                 let Probed { identity, head } = probed.await.map_err(cancelled)??;
@@ -161,7 +161,7 @@ impl HostSources {
         Ok(match HttpIdentity::of(&file.identity) {
             // Of a web server or a bucket.
             Some(identity) => self.http().open(&base.urls_of(file), identity, options_of(&base.options)),
-            // A file of this host.
+            // A file or device of this host.
             None => {
                 let original = self.original(base, file)?;
                 // Its filesystem may hang: it has threads of its own.

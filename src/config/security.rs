@@ -19,7 +19,8 @@ pub struct SecurityConfig {
     /// `[security] core_dumps`: whether a worker that crashes may leave a core dump, which contains guests' data.
     /// Default: false.
     pub core_dumps: bool,
-    /// `[security] base_dirs`: directories in which the files of bases must be, after symbolic links are resolved.
+    /// `[security] base_dirs`: directories in which the files of bases must be, after symbolic links are resolved, and
+    /// block devices that may be bases.
     /// The images that `disk commit` makes in the store need none. Default: none, which allows any directory. Needs `landlock`. Bounds: absolute paths, UTF-8.
     pub base_dirs: Vec<PathBuf>,
     /// `[security] network`: whether the worker may connect to servers, for bases on the network. Default: true.

@@ -4,6 +4,7 @@ mod bounds;
 mod cache;
 mod carried;
 mod encryption;
+mod devices;
 mod images;
 mod limits;
 mod names;

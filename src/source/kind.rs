@@ -6,7 +6,7 @@
 //! (`tests/layering.rs`). What must hold: [`compare`] alone decides whether an object is the one that was registered.
 
 use super::identity::{KeyParts, Verdict};
-use super::{file, glance_identity, http_identity, s3};
+use super::{device, file, glance_identity, http_identity, s3};
 use crate::format::record::{BaseIdentity, Strictness, Validator};
 
 /// A kind of source.
@@ -14,6 +14,8 @@ use crate::format::record::{BaseIdentity, Strictness, Validator};
 pub enum Kind {
     /// A file of this host.
     File,
+    /// A block device of this host.
+    Device,
     /// An object of a web server.
     Http,
     /// An object of a bucket.
@@ -27,6 +29,7 @@ impl Kind {
     pub fn of_validator(validator: &Validator) -> Self {
         match validator {
             Validator::File { .. } => Self::File,
+            Validator::Device { .. } => Self::Device,
             Validator::Http { .. } => Self::Http,
             Validator::S3 { .. } => Self::S3,
             Validator::Glance { .. } => Self::Glance,
@@ -36,6 +39,7 @@ impl Kind {
     fn noun(self) -> &'static str {
         match self {
             Self::File => "a file of this host",
+            Self::Device => "a block device of this host",
             Self::Http => "an object of a web server",
             Self::S3 => "an object of a bucket",
             Self::Glance => "an image of a Glance",
@@ -47,6 +51,7 @@ impl Kind {
 pub fn compare(registered: &BaseIdentity, found: &BaseIdentity, strictness: Strictness) -> Verdict {
     let verdict = match Kind::of_validator(&registered.validator) {
         Kind::File => file::compare(registered, found),
+        Kind::Device => device::compare(registered, found),
         // A web server may have a copy of the object of a bucket, with the same validators.
         Kind::Http | Kind::S3 => http_identity::compare(registered, found, strictness),
         Kind::Glance => glance_identity::compare(registered, found, strictness),
@@ -61,6 +66,7 @@ pub fn compare(registered: &BaseIdentity, found: &BaseIdentity, strictness: Stri
 pub fn key_parts(validator: &Validator) -> KeyParts {
     match validator {
         Validator::File { mtime_ns, inode } => file::key_parts(*mtime_ns, *inode),
+        Validator::Device { number, names } => device::key_parts(*number, names),
         Validator::Http { etag, last_modified } => {
             http_identity::key_parts(etag.as_deref(), last_modified.as_deref())
         }
@@ -114,7 +120,7 @@ mod places {
             }
             match Kind::of(source)? {
                 Kind::S3 => self.s3.locate(source, pinned.and_then(|pinned| pinned.version.as_deref())),
-                Kind::Http | Kind::Glance | Kind::File => {
+                Kind::Http | Kind::Glance | Kind::File | Kind::Device => {
                     let mut located = Located::web(source)?;
                     if located.authoriser.is_none() {
                         located.authoriser =
@@ -127,7 +133,7 @@ mod places {
     }
 
     impl Kind {
-        /// Of the path or URL of a new source.
+        /// Of the path or URL of a new source. A path may turn out to be one of a device.
         ///
         /// # Errors
         /// `Protocol` for a URL whose scheme no kind has.
@@ -148,10 +154,10 @@ mod places {
         /// `Protocol`, with what is wrong with one of them.
         pub fn check(self, places: &[String]) -> Result<(), SourceError> {
             match self {
-                Self::File => Ok(()),
+                Self::File | Self::Device => Ok(()),
                 Self::Http | Self::S3 => places.iter().try_for_each(|url| match Self::of(url)? {
                     Self::S3 => s3::check_url(url),
-                    Self::Http | Self::Glance | Self::File => http::check_url(url),
+                    Self::Http | Self::Glance | Self::File | Self::Device => http::check_url(url),
                 }),
                 Self::Glance => places.iter().try_for_each(|url| http::check_image_url(url)),
             }
@@ -161,7 +167,7 @@ mod places {
         /// Glance has an ID.
         pub fn has_neighbours(self) -> bool {
             match self {
-                Self::File | Self::Http | Self::S3 => true,
+                Self::File | Self::Device | Self::Http | Self::S3 => true,
                 Self::Glance => false,
             }
         }
@@ -170,7 +176,7 @@ mod places {
         pub fn identity(self, found: HttpIdentity) -> BaseIdentity {
             match self {
                 Self::S3 => found.of_bucket(),
-                Self::Http | Self::Glance | Self::File => found.of_web(),
+                Self::Http | Self::Glance | Self::File | Self::Device => found.of_web(),
             }
         }
     }

@@ -3,6 +3,7 @@
 
 mod aio;
 mod api;
+mod block_devices;
 mod changes;
 mod check;
 mod copies;

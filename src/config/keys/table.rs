@@ -237,7 +237,7 @@ pub const KEYS: &[Key] = &[
         flag: "",
         default: says("none", "[\"/images\"]"),
         bounds: Bounds::Meaning,
-        meaning: "List of directories. The files of bases must lie in one of them, after symbolic links are resolved. None: anywhere that the daemon's user may read. Needs `landlock`.",
+        meaning: "List of directories, and of block devices that may be bases. The files of bases must lie in one of the directories, after symbolic links are resolved. None: anywhere that the daemon's user may read. Needs `landlock`.",
     },
     Key {
         section: "security",
