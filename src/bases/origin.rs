@@ -20,7 +20,7 @@ use crate::format::record::{
 };
 use crate::source::http::{HttpIdentity, HttpSource, Probed, ProbedImage, RemoteOptions};
 use crate::source::{
-    FileSource, GlanceIdentity, Kind, Location, OpenImage, RemoteSource, Source, SourceError,
+    FileSource, GlanceIdentity, Kind, Location, NbdIdentity, OpenImage, RemoteSource, Source, SourceError,
     SourceErrorKind, compare, proven_key, shown,
 };
 
@@ -86,6 +86,12 @@ impl HostSources {
                 let probed = self.handle().spawn(async move { http.probe(&asked, &options).await });
                 let Probed { identity, head } = probed.await.map_err(cancelled)??;
                 Ok(Some(ProbedFile { identity: kind.identity(identity), head, format: None, url: first }))
+            }
+            Kind::Nbd => {
+                let nbd = self.nbd().clone();
+                let probed = self.handle().spawn(async move { nbd.probe(&asked, &options).await });
+                let (identity, head) = probed.await.map_err(cancelled)??;
+                Ok(Some(ProbedFile { identity: identity.into(), head, format: None, url: first }))
             }
             Kind::Glance => {
                 let whole = delivery == Delivery::Whole;
@@ -157,6 +163,9 @@ impl HostSources {
                 true => self.whole(base, file, image),
                 false => image,
             });
+        }
+        if let Some(export) = NbdIdentity::of(&file.identity) {
+            return Ok(self.nbd().open(&base.urls_of(file), &export, options_of(&base.options)));
         }
         Ok(match HttpIdentity::of(&file.identity) {
             // Of a web server or a bucket.

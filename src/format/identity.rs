@@ -63,6 +63,11 @@ pub enum Validator {
         /// Last-Modified of another place.
         last_modified: Option<String>,
     },
+    /// An export of an NBD server. The protocol has no validator.
+    Nbd {
+        /// Its name; empty for the default export.
+        export: String,
+    },
 }
 
 /// How the data of an image is read.
@@ -131,6 +136,7 @@ impl Validator {
             Self::S3 { .. } => 2,
             Self::Glance { .. } => 3,
             Self::Device { .. } => 4,
+            Self::Nbd { .. } => 5,
         }
     }
 
@@ -150,6 +156,9 @@ impl Validator {
             Self::Glance { id, hash, data, etag, last_modified } => {
                 w.bytes(id.as_bytes()).bytes(hash.as_bytes()).u8(data.number());
                 put_texts(w, &[etag, last_modified]);
+            }
+            Self::Nbd { export } => {
+                w.bytes(export.as_bytes());
             }
         }
     }
@@ -172,6 +181,7 @@ impl Validator {
                 last_modified: text(r)?,
             }),
             4 => Ok(Self::Device { number: r.u64()?, names: get_names(r)? }),
+            5 => Ok(Self::Nbd { export: r.text()? }),
             other => Err(r.newer(format!("kind {other} of a source is not known; use a newer plyfs"))),
         }
     }
@@ -180,7 +190,11 @@ impl Validator {
     pub fn inode(&self) -> Option<u64> {
         match self {
             Self::File { inode, .. } => Some(*inode),
-            Self::Device { .. } | Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } => None,
+            Self::Device { .. }
+            | Self::Http { .. }
+            | Self::S3 { .. }
+            | Self::Glance { .. }
+            | Self::Nbd { .. } => None,
         }
     }
 
@@ -188,7 +202,7 @@ impl Validator {
     pub fn is_local(&self) -> bool {
         match self {
             Self::File { .. } | Self::Device { .. } => true,
-            Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } => false,
+            Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } | Self::Nbd { .. } => false,
         }
     }
 
@@ -196,7 +210,11 @@ impl Validator {
     pub fn modified_ns(&self) -> Option<i64> {
         match self {
             Self::File { mtime_ns, .. } => Some(*mtime_ns),
-            Self::Device { .. } | Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } => None,
+            Self::Device { .. }
+            | Self::Http { .. }
+            | Self::S3 { .. }
+            | Self::Glance { .. }
+            | Self::Nbd { .. } => None,
         }
     }
 
@@ -206,7 +224,7 @@ impl Validator {
             Self::Http { etag, last_modified } | Self::S3 { etag, last_modified, .. } => {
                 (etag.as_deref(), last_modified.as_deref())
             }
-            Self::File { .. } | Self::Device { .. } | Self::Glance { .. } => (None, None),
+            Self::File { .. } | Self::Device { .. } | Self::Glance { .. } | Self::Nbd { .. } => (None, None),
         }
     }
 
@@ -214,7 +232,11 @@ impl Validator {
     pub fn version(&self) -> Option<&str> {
         match self {
             Self::S3 { version, .. } => version.as_deref(),
-            Self::File { .. } | Self::Device { .. } | Self::Http { .. } | Self::Glance { .. } => None,
+            Self::File { .. }
+            | Self::Device { .. }
+            | Self::Http { .. }
+            | Self::Glance { .. }
+            | Self::Nbd { .. } => None,
         }
     }
 

@@ -3,8 +3,8 @@
 mod bounds;
 mod cache;
 mod carried;
-mod encryption;
 mod devices;
+mod encryption;
 mod images;
 mod limits;
 mod names;

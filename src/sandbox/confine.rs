@@ -147,9 +147,14 @@ fn worker_role(security: &SecurityConfig) -> syscalls::Role {
     if security.network { syscalls::Role::NetworkWorker } else { syscalls::Role::Worker }
 }
 
-/// Confines a helper that only reads files: all files, or those below `dirs`.
+/// Confines a helper that only reads files: all files, or those below `dirs`. With `nbd_socket_dirs` it also connects to
+/// sockets.
 pub(super) fn opener(security: &SecurityConfig, dirs: &[PathBuf]) {
-    reader(security, dirs, syscalls::Role::Opener);
+    let role = match security.nbd_socket_dirs.is_empty() {
+        true => syscalls::Role::Opener,
+        false => syscalls::Role::ConnectingOpener,
+    };
+    reader(security, dirs, role);
 }
 
 /// Confines a helper that reads files below `dirs` and asks servers for tokens.
@@ -330,7 +335,7 @@ fn landlock_opener(dirs: &[PathBuf], role: syscalls::Role) -> Result<String, Str
         ("/run/udev/data", AccessFs::ReadFile.into()),
         ("/proc/self/mountinfo", AccessFs::ReadFile.into()),
     ];
-    for (path, access) in describing.into_iter().filter(|_| role == syscalls::Role::Opener) {
+    for (path, access) in describing.into_iter().filter(|_| role.is_opener()) {
         let Ok(fd) = PathFd::new(path) else { continue };
         let rule = PathBeneath::new(fd, access);
         ruleset = ruleset.add_rule(rule).map_err(|error| error.to_string())?;

@@ -7,7 +7,9 @@
 //! What must hold:
 //! - The opener opens regular files and block devices for reading only, never a file of the daemon's own mount or a
 //!   device that lies on one, and with `[security] base_dirs` no file outside of these directories. A device that is
-//!   mounted or part of another one is not opened. It writes nothing. Landlock, the capabilities and a filter of
+//!   mounted or part of another one is not opened.
+//! - It connects to sockets of this host below `[security] nbd_socket_dirs` only. Without these it cannot: its filter has
+//!   no such call. It writes nothing. Landlock, the capabilities and a filter of
 //!   system calls enforce this.
 //! - It keeps only one socket and standard error of the worker, and dies with it.
 //! - A request that hangs (on a dead network filesystem) delays no other request. Each request has its own thread and
@@ -23,7 +25,8 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, chown};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -58,6 +61,8 @@ const KINDS: [SourceErrorKind; 9] = [
     SourceErrorKind::Io,
 ];
 const OPENED: u8 = u8::MAX;
+/// The first byte of a request to connect to a socket; the path follows. No path begins with it.
+const CONNECT: u8 = 0;
 /// Bytes of each answer. After them: what is known of a device, or what holds it.
 const FIXED: usize = 6;
 
@@ -94,9 +99,9 @@ impl Opener {
         }
     }
 
-    fn ask(&self, path: &Path) -> io::Result<Result<Opened, (SourceErrorKind, i32, String)>> {
+    fn ask(&self, request: &[u8]) -> io::Result<Result<Opened, (SourceErrorKind, i32, String)>> {
         let (ours, theirs) = sys::message_pair()?;
-        process::send_message(self.socket.as_fd(), path.as_os_str().as_bytes(), Some(theirs.as_fd()))?;
+        process::send_message(self.socket.as_fd(), request, Some(theirs.as_fd()))?;
         drop(theirs);
         let mut answer = vec![0; process::MAX_MESSAGE];
         let (got, fd) = process::receive_message(ours.as_fd(), &mut answer)?;
@@ -120,18 +125,31 @@ impl Opener {
 
 impl OpenImage for Opener {
     fn open(&self, path: &Path) -> Result<Opened, SourceError> {
-        match self.ask(path) {
+        self.request("open", path, path.as_os_str().as_bytes())
+    }
+
+    fn connect(&self, path: &Path) -> Result<UnixStream, SourceError> {
+        let request = [&[CONNECT], path.as_os_str().as_bytes()].concat();
+        let connected = self.request("connect to", path, &request)?;
+        Ok(UnixStream::from(OwnedFd::from(connected.file)))
+    }
+}
+
+impl Opener {
+    /// Sends a request about a path. `operation` is for messages.
+    fn request(&self, operation: &'static str, path: &Path, request: &[u8]) -> Result<Opened, SourceError> {
+        match self.ask(request) {
             Ok(Ok(opened)) => Ok(opened),
             Ok(Err((SourceErrorKind::InUse, _, why))) => Err(SourceError::in_use(path, &why)),
-            Ok(Err((kind, 0, _))) => Err(SourceError::new(kind, "open", path)),
+            Ok(Err((kind, 0, _))) => Err(SourceError::new(kind, operation, path)),
             Ok(Err((_, errno, _))) => {
-                Err(SourceError::from_io("open", path, io::Error::from_raw_os_error(errno)))
+                Err(SourceError::from_io(operation, path, io::Error::from_raw_os_error(errno)))
             }
             Err(error) if is_gone(&error) => {
                 tracing::error!("the opener is gone; this worker ends, and the next one starts a new opener");
                 std::process::abort();
             }
-            Err(error) => Err(SourceError::from_io("open", path, error)),
+            Err(error) => Err(SourceError::from_io(operation, path, error)),
         }
     }
 }
@@ -166,6 +184,8 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 struct Rules {
     mount: PathBuf,
     dirs: Vec<PathBuf>,
+    /// Directories with sockets.
+    sockets: Vec<PathBuf>,
 }
 
 impl Rules {
@@ -187,6 +207,30 @@ impl Rules {
             return refuse(SourceErrorKind::Outside);
         }
         OpenHere.open(path)
+    }
+
+    fn connect(&self, path: &Path) -> Result<OwnedFd, SourceError> {
+        let fail = |error| SourceError::from_io("connect to", path, error);
+        let refuse = |kind| Err(SourceError::new(kind, "connect to", path));
+        if path.starts_with(&self.mount) {
+            return refuse(SourceErrorKind::OwnMount);
+        }
+        let real = std::fs::canonicalize(path).map_err(fail)?;
+        if !self.sockets.iter().any(|dir| real.starts_with(dir)) {
+            return refuse(SourceErrorKind::Outside);
+        }
+        if !std::fs::metadata(&real).map_err(fail)?.file_type().is_socket() {
+            return refuse(SourceErrorKind::NotAFile);
+        }
+        OpenHere.connect(&real).map(OwnedFd::from)
+    }
+
+    /// Does what a request asks for.
+    fn answer(&self, path: &Path, is_socket: bool) -> Result<Opened, SourceError> {
+        if !is_socket {
+            return self.open(path);
+        }
+        self.connect(path).map(|socket| Opened { file: File::from(socket), direct: false, device: None })
     }
 }
 
@@ -220,7 +264,8 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     }
     confine::opener(&config.security, &dirs);
     // The supervisor passed the mount's path without symbolic links. Resolving it here would access the mount.
-    let rules = Rules { mount: config.mount.clone(), dirs };
+    let sockets = config.security.nbd_socket_dirs.iter().map(real).collect();
+    let rules = Rules { mount: config.mount.clone(), dirs, sockets };
     let (idle, all) = (AtomicUsize::new(1), AtomicUsize::new(1));
     let threads = Arc::new(Threads { rules, idle, all, in_flight: InFlight::default() });
     serve(&threads, socket);
@@ -241,8 +286,8 @@ struct Threads {
 struct InFlight(Mutex<BTreeMap<PathBuf, Vec<Instant>>>);
 
 impl InFlight {
-    /// Opens a path, unless [`MAX_STUCK`] earlier requests for it hang.
-    fn open(&self, rules: &Rules, path: &Path, now: Instant) -> Result<Opened, SourceError> {
+    /// Opens or connects to a path, unless [`MAX_STUCK`] earlier requests for it hang.
+    fn open(&self, rules: &Rules, path: &Path, is_socket: bool, now: Instant) -> Result<Opened, SourceError> {
         {
             let mut in_flight = self.0.lock();
             let begun = in_flight.entry(path.to_owned()).or_default();
@@ -256,7 +301,7 @@ impl InFlight {
             }
             begun.push(now);
         }
-        let opened = rules.open(path);
+        let opened = rules.answer(path, is_socket);
         let mut in_flight = self.0.lock();
         if let Some(begun) = in_flight.get_mut(path) {
             if let Some(index) = begun.iter().position(|at| *at == now) {
@@ -305,7 +350,7 @@ fn serve(threads: &Arc<Threads>, socket: &OwnedFd) {
             Ok((0, _)) => return,
             Ok((got, Some(reply))) => {
                 threads.mark_busy(socket);
-                answer(threads, Path::new(std::ffi::OsStr::from_bytes(&request[..got])), &reply);
+                answer(threads, &request[..got], &reply);
                 threads.idle.fetch_add(1, Ordering::AcqRel);
             }
             // A request without a socket cannot be answered.
@@ -319,12 +364,20 @@ fn serve(threads: &Arc<Threads>, socket: &OwnedFd) {
     }
 }
 
-fn answer(threads: &Threads, path: &Path, reply: &OwnedFd) {
+fn answer(threads: &Threads, request: &[u8], reply: &OwnedFd) {
+    let (is_socket, path) = match request.split_first() {
+        Some((&CONNECT, path)) => (true, path),
+        _ => (false, request),
+    };
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
     let mut message = vec![0; FIXED];
-    let opened = match threads.in_flight.open(&threads.rules, path, Instant::now()) {
+    let opened = match threads.in_flight.open(&threads.rules, path, is_socket, Instant::now()) {
         Ok(opened) => {
             // So that the log names each file that a worker opened, even when a guest has taken over the worker.
-            tracing::info!(path = %path.display(), "opened a file of a base for reading");
+            match is_socket {
+                true => tracing::info!(path = %path.display(), "connected to a socket of a base"),
+                false => tracing::info!(path = %path.display(), "opened a file of a base for reading"),
+            }
             (message[0], message[1]) = (OPENED, u8::from(opened.direct));
             message.extend(opened.device.iter().flat_map(|device| text_of(device).into_bytes()));
             Some(opened.file)

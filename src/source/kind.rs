@@ -6,7 +6,7 @@
 //! (`tests/layering.rs`). What must hold: [`compare`] alone decides whether an object is the one that was registered.
 
 use super::identity::{KeyParts, Verdict};
-use super::{device, file, glance_identity, http_identity, s3};
+use super::{device, file, glance_identity, http_identity, nbd_identity, s3};
 use crate::format::record::{BaseIdentity, Strictness, Validator};
 
 /// A kind of source.
@@ -22,6 +22,8 @@ pub enum Kind {
     S3,
     /// An image of a Glance.
     Glance,
+    /// An export of an NBD server.
+    Nbd,
 }
 
 impl Kind {
@@ -33,6 +35,7 @@ impl Kind {
             Validator::Http { .. } => Self::Http,
             Validator::S3 { .. } => Self::S3,
             Validator::Glance { .. } => Self::Glance,
+            Validator::Nbd { .. } => Self::Nbd,
         }
     }
 
@@ -43,6 +46,7 @@ impl Kind {
             Self::Http => "an object of a web server",
             Self::S3 => "an object of a bucket",
             Self::Glance => "an image of a Glance",
+            Self::Nbd => "an export of an NBD server",
         }
     }
 }
@@ -55,6 +59,7 @@ pub fn compare(registered: &BaseIdentity, found: &BaseIdentity, strictness: Stri
         // A web server may have a copy of the object of a bucket, with the same validators.
         Kind::Http | Kind::S3 => http_identity::compare(registered, found, strictness),
         Kind::Glance => glance_identity::compare(registered, found, strictness),
+        Kind::Nbd => nbd_identity::compare(registered, found, strictness),
     };
     verdict.unwrap_or_else(|| {
         let noun = |identity: &BaseIdentity| Kind::of_validator(&identity.validator).noun();
@@ -74,6 +79,7 @@ pub fn key_parts(validator: &Validator) -> KeyParts {
             s3::key_parts(version.as_deref(), etag.as_deref(), last_modified.as_deref())
         }
         Validator::Glance { id, hash, .. } => glance_identity::key_parts(id, hash),
+        Validator::Nbd { export } => nbd_identity::key_parts(export),
     }
 }
 
@@ -85,7 +91,7 @@ mod places {
     use crate::config::HttpConfig;
     use crate::format::record::BaseIdentity;
     use crate::source::http::{self, Authoriser, Clouds, Credentials, Located};
-    use crate::source::{HttpIdentity, Location, SourceError, SourceErrorKind};
+    use crate::source::{HttpIdentity, Location, SourceError, SourceErrorKind, nbd};
 
     /// Schemes of URLs, and the kind that each is of.
     const SCHEMES: &[(&str, Kind)] = &[
@@ -96,6 +102,8 @@ mod places {
         ("glance+http", Kind::Glance),
         ("glance+cloud", Kind::Glance),
         ("swift", Kind::Http),
+        ("nbd", Kind::Nbd),
+        ("nbd+unix", Kind::Nbd),
     ];
 
     /// What the kinds of sources that are fetched by HTTP have of the configuration.
@@ -120,7 +128,7 @@ mod places {
             }
             match Kind::of(source)? {
                 Kind::S3 => self.s3.locate(source, pinned.and_then(|pinned| pinned.version.as_deref())),
-                Kind::Http | Kind::Glance | Kind::File | Kind::Device => {
+                Kind::Http | Kind::Glance | Kind::Nbd | Kind::File | Kind::Device => {
                     let mut located = Located::web(source)?;
                     if located.authoriser.is_none() {
                         located.authoriser =
@@ -157,18 +165,19 @@ mod places {
                 Self::File | Self::Device => Ok(()),
                 Self::Http | Self::S3 => places.iter().try_for_each(|url| match Self::of(url)? {
                     Self::S3 => s3::check_url(url),
-                    Self::Http | Self::Glance | Self::File | Self::Device => http::check_url(url),
+                    Self::Http | Self::Glance | Self::Nbd | Self::File | Self::Device => http::check_url(url),
                 }),
                 Self::Glance => places.iter().try_for_each(|url| http::check_image_url(url)),
+                Self::Nbd => places.iter().try_for_each(|url| nbd::check_url(url)),
             }
         }
 
         /// Whether an object of this kind has a name that another object beside it can have with a suffix. An image of a
-        /// Glance has an ID.
+        /// Glance has an ID, and exports are no files.
         pub fn has_neighbours(self) -> bool {
             match self {
                 Self::File | Self::Device | Self::Http | Self::S3 => true,
-                Self::Glance => false,
+                Self::Glance | Self::Nbd => false,
             }
         }
 
@@ -176,14 +185,18 @@ mod places {
         pub fn identity(self, found: HttpIdentity) -> BaseIdentity {
             match self {
                 Self::S3 => found.of_bucket(),
-                Self::Http | Self::Glance | Self::File | Self::Device => found.of_web(),
+                Self::Http | Self::Glance | Self::Nbd | Self::File | Self::Device => found.of_web(),
             }
         }
     }
 
     /// The place of a source as it is shown to people: a path as it is, a URL without what may be secret.
     pub fn shown(source: &str) -> String {
-        if Location::of(source).is_url() { http::shown(source) } else { source.to_owned() }
+        match Location::of(source) {
+            Location::File(_) => source.to_owned(),
+            Location::Url { scheme, .. } if scheme.eq_ignore_ascii_case("nbd+unix") => nbd::shown(source),
+            Location::Url { .. } => http::shown(source),
+        }
     }
 }
 

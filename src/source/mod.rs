@@ -20,6 +20,9 @@ mod http_identity;
 mod identity;
 mod kind;
 mod location;
+#[cfg(feature = "daemon")]
+pub mod nbd;
+mod nbd_identity;
 mod open;
 #[cfg(feature = "daemon")]
 pub mod openstack;
@@ -50,6 +53,7 @@ pub use identity::{Identity, KeyParts, Verdict};
 pub use kind::shown;
 pub use kind::{Kind, compare, key_parts};
 pub use location::Location;
+pub use nbd_identity::NbdIdentity;
 pub use open::{OpenHere, OpenImage, Opened};
 pub use patience::{Wanted, without_files};
 pub use proven::{Disproven, Parts, ProofOfRange, Prover, disproven, proven_key};
@@ -244,7 +248,7 @@ impl fmt::Display for SourceError {
             SourceErrorKind::NotFound => ("no such file", "check the path as the daemon sees it"),
             SourceErrorKind::NotAFile => {
                 ("it is not a regular file or block device", "give the path of an image file or block device")
-            },
+            }
             SourceErrorKind::Permission => {
                 ("permission denied", "let the daemon's user read the file and search its directories")
             }

@@ -7,6 +7,7 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::aligned::{ALIGN, AlignedBuf};
@@ -31,6 +32,14 @@ pub trait OpenImage: Send + Sync {
     /// # Errors
     /// `NotFound`, `NotAFile`, `Permission`, `Empty`, `InUse`, or `Io`.
     fn open(&self, path: &Path) -> Result<Opened, SourceError>;
+
+    /// Connects to a socket of this host. May wait for its server.
+    ///
+    /// # Errors
+    /// `Outside` where that is not allowed, `NotFound`, `Permission`, or `Io`.
+    fn connect(&self, path: &Path) -> Result<UnixStream, SourceError> {
+        Err(SourceError::new(SourceErrorKind::Outside, "connect to", path))
+    }
 }
 
 /// Opens in this process.
@@ -54,13 +63,21 @@ impl OpenImage for OpenHere {
         size(path, file, device.as_ref())?;
         Ok(opened)
     }
+
+    fn connect(&self, path: &Path) -> Result<UnixStream, SourceError> {
+        UnixStream::connect(path).map_err(|error| SourceError::from_io("connect to", path, error))
+    }
 }
 
 /// The metadata and bytes of an open file that can be an image.
 ///
 /// # Errors
 /// `NotAFile` when it is not of the kind that `device` says, `Empty`, or `Io`.
-pub(super) fn size(path: &Path, file: &File, device: Option<&Device>) -> Result<(Metadata, u64), SourceError> {
+pub(super) fn size(
+    path: &Path,
+    file: &File,
+    device: Option<&Device>,
+) -> Result<(Metadata, u64), SourceError> {
     let fail = |error| SourceError::from_io("open", path, error);
     let metadata = file.metadata().map_err(fail)?;
     usable(path, &metadata)?;

@@ -33,6 +33,7 @@ mod lazy;
 mod limits;
 mod live;
 mod many;
+mod nbd;
 mod operations;
 mod pools;
 mod privilege;

@@ -241,6 +241,14 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         section: "security",
+        name: "nbd_socket_dirs",
+        flag: "",
+        default: says("none", "[\"/run/nbd\"]"),
+        bounds: Bounds::Meaning,
+        meaning: "List of directories with sockets of NBD servers, for bases at `nbd+unix:///EXPORT?socket=PATH`. None: no socket. Name no directory in which other services listen, such as `/run`: an intruder in a worker may connect to all sockets below.",
+    },
+    Key {
+        section: "security",
         name: "network",
         flag: "",
         default: DefaultValue::Is("true"),

@@ -1,4 +1,4 @@
-//! The identity of a block device.
+//! The identities of a block device and of an export.
 
 use super::super::codec::{Reader, Writer};
 use super::*;
@@ -34,4 +34,13 @@ fn devices_decode_as_written_and_too_many_names_are_damage() {
     let bytes = written(&device(&["n"; 17]));
     let error = BaseIdentity::get(&mut Reader::new(&bytes, "identity"), 2).unwrap_err();
     assert!(error.to_string().contains("17 names of a device"), "{error}");
+}
+
+#[test]
+fn golden_bytes_of_an_export_bump_the_version_when_this_fails() {
+    let export =
+        BaseIdentity { size: 700, validator: Validator::Nbd { export: "gold".into() }, digest: None };
+    let bytes = written(&export);
+    assert_eq!(hex(&bytes), "bc02000000000000 05 0400676f6c64 00".replace(' ', ""));
+    assert_eq!(BaseIdentity::get(&mut Reader::new(&bytes, "identity"), 2).unwrap(), export);
 }
