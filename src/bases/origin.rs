@@ -22,7 +22,7 @@ use crate::source::http::peer::ContentName;
 use crate::source::http::{HttpIdentity, HttpSource, Probed, ProbedImage, RemoteOptions};
 use crate::source::openstack::{ImagePlace, ImageRecord, Whereabouts};
 use crate::source::{
-    FileSource, GlanceIdentity, Kind, Location, OpenImage, RemoteSource, Source, SourceError,
+    FileSource, GlanceIdentity, Kind, Location, NbdIdentity, OpenImage, RemoteSource, Source, SourceError,
     SourceErrorKind, compare, proven_key, shown,
 };
 
@@ -78,8 +78,8 @@ impl Delivery {
 }
 
 impl HostSources {
-    /// Asks the servers of a new source which object they have. Returns none for a file of this host, which is looked at
-    /// when it is registered.
+    /// Asks the servers of a new source which object they have. Returns none for a file or device of this host, which
+    /// is looked at when it is registered.
     ///
     /// # Errors
     /// `Denied`, `Protocol` or `Unreachable` when no server has it, or two have different objects.
@@ -102,11 +102,17 @@ impl HostSources {
             return Err(SourceError::remote(SourceErrorKind::Protocol, "use", shown(&first), why, advice));
         }
         match kind {
-            Kind::File => Ok(None),
+            Kind::File | Kind::Device => Ok(None),
             Kind::Http | Kind::S3 => {
                 let probed = self.handle().spawn(async move { http.probe(&asked, &options).await });
                 let Probed { identity, head } = probed.await.map_err(cancelled)??;
                 Ok(Some(ProbedFile { identity: kind.identity(identity), head, format: None, url: first }))
+            }
+            Kind::Nbd => {
+                let nbd = self.nbd().clone();
+                let probed = self.handle().spawn(async move { nbd.probe(&asked, &options).await });
+                let (identity, head) = probed.await.map_err(cancelled)??;
+                Ok(Some(ProbedFile { identity: identity.into(), head, format: None, url: first }))
             }
             Kind::Glance => {
                 let whole = delivery == Delivery::Whole;
@@ -208,10 +214,13 @@ impl HostSources {
                 false => image,
             });
         }
+        if let Some(export) = NbdIdentity::of(&file.identity) {
+            return Ok(self.nbd().open(&base.urls_of(file), &export, options_of(&base.options)));
+        }
         Ok(match HttpIdentity::of(&file.identity) {
             // Of a web server or a bucket.
             Some(identity) => self.http().open(&base.urls_of(file), identity, options_for(base, file)),
-            // A file of this host.
+            // A file or device of this host.
             None => {
                 let original = self.original(base, file)?;
                 // Its filesystem may hang: it has threads of its own.

@@ -31,6 +31,7 @@ use crate::fetch::{DemandBudget, Failing, FetchCache, LazySource, NoCache, Timed
 use crate::format::record::{BaseRecord, FileProof, ImageFile};
 use crate::io::{HostMedium, Medium};
 use crate::source::http::{Credentials, Http, HttpCounters, Network};
+use crate::source::nbd::Nbd;
 use crate::source::pages::ProvenPages;
 use crate::source::{
     FileSource, Identity, OpenImage, ProvenFile, RemoteSource, Source, SourceError, SourceErrorKind, Spawn,
@@ -200,6 +201,7 @@ pub struct HostSources {
     opener: Arc<dyn OpenImage>,
     runtime: Runtime,
     http: Arc<Http>,
+    nbd: Arc<Nbd>,
     kept: OpenCache,
     copies: Copies,
     events: Events,
@@ -247,6 +249,7 @@ impl HostSources {
             Http::new(config, network, credentials, runtime.handle().clone()).map_err(io::Error::other)?;
         let handle = runtime.handle().clone();
         Ok(Self {
+            nbd: Nbd::new(&http, &opener),
             opener,
             runtime,
             http,
@@ -277,6 +280,11 @@ impl HostSources {
     /// The HTTP client.
     pub fn http(&self) -> &Arc<Http> {
         &self.http
+    }
+
+    /// The NBD client.
+    pub(super) fn nbd(&self) -> &Arc<Nbd> {
+        &self.nbd
     }
 
     pub(super) fn proven_pages(&self) -> &Arc<ProvenPages> {

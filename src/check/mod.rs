@@ -32,7 +32,7 @@ use crate::format::layout::{
 use crate::format::record::{BaseRecord, DiskRecord, ImageFile, Strictness, Superblock};
 use crate::format::{FormatError, Kind, MAX_NUMBER};
 use crate::io::{HostMedium, Medium, replace, sys};
-use crate::source::{FileIdentity, compare};
+use crate::source::{FileIdentity, compare, look};
 
 const RECORD_LIMIT: u64 = 64 << 10;
 /// The step in which the store reserves numbers in the superblock.
@@ -114,9 +114,14 @@ fn why_changed(file: &ImageFile) -> Option<String> {
     if !file.is_local() {
         return None;
     }
+    match look(Path::new(&file.source)) {
+        Some(Ok(now)) => return compare(&file.identity, &now, Strictness::default()).difference(),
+        Some(Err(error)) => return Some(error.to_string()),
+        None => {}
+    }
     match fs::metadata(&file.source) {
         Err(e) => Some(format!("it cannot be examined: {e}")),
-        Ok(now) if !now.is_file() => Some("it is not a regular file".into()),
+        Ok(now) if !now.is_file() => Some("it is not a regular file or block device".into()),
         Ok(now) => {
             compare(&file.identity, &FileIdentity::of(&now).into(), Strictness::default()).difference()
         }

@@ -4,6 +4,7 @@
 //! What must hold: nothing here reads a secret.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use super::{Config, ConfigError, CredentialSource, S3Keys, invalid};
@@ -20,8 +21,8 @@ impl Config {
         for dir in &self.security.base_dirs {
             const KEY: &str = "security.base_dirs";
             let meta = fs::metadata(dir).map_err(|e| missing(KEY, dir, &e.to_string()))?;
-            if !meta.is_dir() {
-                return Err(missing(KEY, dir, "it is not a directory"));
+            if !meta.is_dir() && !meta.file_type().is_block_device() {
+                return Err(missing(KEY, dir, "it is not a directory or block device"));
             }
         }
         for dir in &self.encryption.key_dirs {
@@ -99,7 +100,10 @@ mod tests {
                 "[security]\nbase_dirs = [\"/usr\", \"/nonexistent\"]\n",
                 ["security.base_dirs", "/nonexistent: "],
             ),
-            ("[security]\nbase_dirs = [\"/etc/passwd\"]\n", ["security.base_dirs", "is not a directory"]),
+            (
+                "[security]\nbase_dirs = [\"/etc/passwd\"]\n",
+                ["security.base_dirs", "is not a directory or block device"],
+            ),
             (
                 "[[http.credentials]]\nurl = \"https://example.org/\"\nbearer_file = \"/nonexistent\"\n",
                 ["http.credentials", "/nonexistent: "],

@@ -19,9 +19,13 @@ pub struct SecurityConfig {
     /// `[security] core_dumps`: whether a worker that crashes may leave a core dump, which contains guests' data.
     /// Default: false.
     pub core_dumps: bool,
-    /// `[security] base_dirs`: directories in which the files of bases must be, after symbolic links are resolved.
+    /// `[security] base_dirs`: directories in which the files of bases must be, after symbolic links are resolved, and
+    /// block devices that may be bases.
     /// The images that `disk commit` makes in the store need none. Default: none, which allows any directory. Needs `landlock`. Bounds: absolute paths, UTF-8.
     pub base_dirs: Vec<PathBuf>,
+    /// `[security] nbd_socket_dirs`: directories with sockets of NBD servers, of which bases may be (`nbd+unix`). Default:
+    /// none, which allows no socket. Bounds: absolute paths, UTF-8.
+    pub nbd_socket_dirs: Vec<PathBuf>,
     /// `[security] network`: whether the worker may connect to servers, for bases on the network. Default: true.
     pub network: bool,
 }
@@ -34,6 +38,7 @@ impl Default for SecurityConfig {
             seccomp: SeccompMode::On,
             core_dumps: false,
             base_dirs: Vec::new(),
+            nbd_socket_dirs: Vec::new(),
             network: true,
         }
     }
@@ -55,9 +60,10 @@ pub enum SeccompMode {
 impl SecurityConfig {
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
         const KEY: &str = "security.base_dirs";
-        for dir in &self.base_dirs {
+        let sockets = self.nbd_socket_dirs.iter().map(|dir| ("security.nbd_socket_dirs", dir));
+        for (key, dir) in self.base_dirs.iter().map(|dir| (KEY, dir)).chain(sockets) {
             if !dir.is_absolute() || dir.to_str().is_none_or(|text| text.contains('\0')) {
-                return Err(invalid(KEY, format!("{dir:?} is not an absolute path in UTF-8; give one")));
+                return Err(invalid(key, format!("{dir:?} is not an absolute path in UTF-8; give one")));
             }
         }
         if !self.base_dirs.is_empty() && !self.landlock {

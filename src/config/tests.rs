@@ -177,6 +177,7 @@ fn every_key_of_the_file_is_read() {
         seccomp = "log"
         core_dumps = true
         base_dirs = ["/images", "/srv/images"]
+        nbd_socket_dirs = ["/run/nbd"]
         network = false
         [hydrate]
         auto = true
@@ -254,6 +255,7 @@ fn every_key_of_the_file_is_read() {
             seccomp: SeccompMode::Log,
             core_dumps: true,
             base_dirs: vec!["/images".into(), "/srv/images".into()],
+            nbd_socket_dirs: vec!["/run/nbd".into()],
             network: false,
         },
         http: HttpConfig {
@@ -396,6 +398,7 @@ fn values_out_of_bounds_are_refused() {
         ("store.path = ", "line 1"),
         ("security.seccomp = 'maybe'", "unknown variant `maybe`"),
         ("security.base_dirs = ['images']", "security.base_dirs: \"images\" is not an absolute path"),
+        ("security.nbd_socket_dirs = ['nbd']", "security.nbd_socket_dirs: \"nbd\" is not an absolute path"),
         ("security.base_dirs = ['/images']\nsecurity.landlock = false", "landlock enforces them"),
         ("security.confine = true", "unknown field `confine`"),
         ("http.ca_file = 'ca.pem'", "http.ca_file: \"ca.pem\" is not an absolute path"),

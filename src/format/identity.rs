@@ -5,6 +5,9 @@
 
 use super::codec::{FormatError, Reader, Writer};
 
+/// Most names of a device.
+const MOST_NAMES: u8 = 16;
+
 /// A content digest as given by the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Digest {
@@ -23,6 +26,13 @@ pub enum Validator {
         mtime_ns: i64,
         /// Inode number.
         inode: u64,
+    },
+    /// A block device of this host.
+    Device {
+        /// Its number: major in the upper 32 bits, minor in the lower ones.
+        number: u64,
+        /// The names that it keeps, the most specific one first, at most 16.
+        names: Vec<String>,
     },
     /// An object of an HTTP server, RFC 9110 section 8.8, as the server sent them.
     Http {
@@ -52,6 +62,11 @@ pub enum Validator {
         etag: Option<String>,
         /// Last-Modified of another place.
         last_modified: Option<String>,
+    },
+    /// An export of an NBD server. The protocol has no validator.
+    Nbd {
+        /// Its name; empty for the default export.
+        export: String,
     },
 }
 
@@ -105,6 +120,14 @@ fn put_texts(w: &mut Writer, texts: &[&Option<String>]) {
     }
 }
 
+fn get_names(r: &mut Reader<'_>) -> Result<Vec<String>, FormatError> {
+    let count = r.u8()?;
+    if count > MOST_NAMES {
+        return Err(r.bad(format!("{count} names of a device, at most {MOST_NAMES} can be")));
+    }
+    (0..count).map(|_| r.text()).collect()
+}
+
 impl Validator {
     fn number(&self) -> u8 {
         match self {
@@ -112,6 +135,8 @@ impl Validator {
             Self::Http { .. } => 1,
             Self::S3 { .. } => 2,
             Self::Glance { .. } => 3,
+            Self::Device { .. } => 4,
+            Self::Nbd { .. } => 5,
         }
     }
 
@@ -120,11 +145,20 @@ impl Validator {
             Self::File { mtime_ns, inode } => {
                 w.i64(*mtime_ns).u64(*inode);
             }
+            Self::Device { number, names } => {
+                w.u64(*number).u8(names.len() as u8);
+                for name in names {
+                    w.bytes(name.as_bytes());
+                }
+            }
             Self::Http { etag, last_modified } => put_texts(w, &[etag, last_modified]),
             Self::S3 { version, etag, last_modified } => put_texts(w, &[version, etag, last_modified]),
             Self::Glance { id, hash, data, etag, last_modified } => {
                 w.bytes(id.as_bytes()).bytes(hash.as_bytes()).u8(data.number());
                 put_texts(w, &[etag, last_modified]);
+            }
+            Self::Nbd { export } => {
+                w.bytes(export.as_bytes());
             }
         }
     }
@@ -146,6 +180,8 @@ impl Validator {
                 etag: text(r)?,
                 last_modified: text(r)?,
             }),
+            4 => Ok(Self::Device { number: r.u64()?, names: get_names(r)? }),
+            5 => Ok(Self::Nbd { export: r.text()? }),
             other => Err(r.newer(format!("kind {other} of a source is not known; use a newer plyfs"))),
         }
     }
@@ -154,15 +190,19 @@ impl Validator {
     pub fn inode(&self) -> Option<u64> {
         match self {
             Self::File { inode, .. } => Some(*inode),
-            Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } => None,
+            Self::Device { .. }
+            | Self::Http { .. }
+            | Self::S3 { .. }
+            | Self::Glance { .. }
+            | Self::Nbd { .. } => None,
         }
     }
 
-    /// Whether the source is a file of this host, which a read may wait for as for any disk.
+    /// Whether the source is a file or device of this host, which a read may wait for as for any disk.
     pub fn is_local(&self) -> bool {
         match self {
-            Self::File { .. } => true,
-            Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } => false,
+            Self::File { .. } | Self::Device { .. } => true,
+            Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } | Self::Nbd { .. } => false,
         }
     }
 
@@ -170,7 +210,11 @@ impl Validator {
     pub fn modified_ns(&self) -> Option<i64> {
         match self {
             Self::File { mtime_ns, .. } => Some(*mtime_ns),
-            Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } => None,
+            Self::Device { .. }
+            | Self::Http { .. }
+            | Self::S3 { .. }
+            | Self::Glance { .. }
+            | Self::Nbd { .. } => None,
         }
     }
 
@@ -180,7 +224,7 @@ impl Validator {
             Self::Http { etag, last_modified } | Self::S3 { etag, last_modified, .. } => {
                 (etag.as_deref(), last_modified.as_deref())
             }
-            Self::File { .. } | Self::Glance { .. } => (None, None),
+            Self::File { .. } | Self::Device { .. } | Self::Glance { .. } | Self::Nbd { .. } => (None, None),
         }
     }
 
@@ -188,8 +232,17 @@ impl Validator {
     pub fn version(&self) -> Option<&str> {
         match self {
             Self::S3 { version, .. } => version.as_deref(),
-            Self::File { .. } | Self::Http { .. } | Self::Glance { .. } => None,
+            Self::File { .. }
+            | Self::Device { .. }
+            | Self::Http { .. }
+            | Self::Glance { .. }
+            | Self::Nbd { .. } => None,
         }
+    }
+
+    /// Whether nothing about the source says a format, so that its operator has to.
+    pub fn needs_a_format(&self) -> bool {
+        matches!(self, Self::Device { .. })
     }
 
     /// Whether the object can only be read as a whole, so that all of it is to be cached.

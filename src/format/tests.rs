@@ -3,6 +3,7 @@
 mod bounds;
 mod cache;
 mod carried;
+mod devices;
 mod encryption;
 mod images;
 mod limits;

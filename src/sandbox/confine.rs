@@ -147,9 +147,14 @@ fn worker_role(security: &SecurityConfig) -> syscalls::Role {
     if security.network { syscalls::Role::NetworkWorker } else { syscalls::Role::Worker }
 }
 
-/// Confines a helper that only reads files: all files, or those below `dirs`.
+/// Confines a helper that only reads files: all files, or those below `dirs`. With `nbd_socket_dirs` it also connects to
+/// sockets.
 pub(super) fn opener(security: &SecurityConfig, dirs: &[PathBuf]) {
-    reader(security, dirs, syscalls::Role::Opener);
+    let role = match security.nbd_socket_dirs.is_empty() {
+        true => syscalls::Role::Opener,
+        false => syscalls::Role::ConnectingOpener,
+    };
+    reader(security, dirs, role);
 }
 
 /// Confines a helper that reads files below `dirs` and asks servers for tokens.
@@ -166,7 +171,7 @@ fn reader(security: &SecurityConfig, dirs: &[PathBuf], role: syscalls::Role) {
         return report("no_new_privs", error.to_string());
     }
     if security.landlock
-        && let Err(why) = landlock_opener(dirs, role == syscalls::Role::NetworkWorker)
+        && let Err(why) = landlock_opener(dirs, role)
     {
         report("landlock", why);
     }
@@ -311,7 +316,8 @@ fn landlock_worker(policy: &Policy<'_>) -> Result<String, String> {
     enforce(ruleset)
 }
 
-fn landlock_opener(dirs: &[PathBuf], network: bool) -> Result<String, String> {
+fn landlock_opener(dirs: &[PathBuf], role: syscalls::Role) -> Result<String, String> {
+    let network = role == syscalls::Role::NetworkWorker;
     let mut ruleset = ruleset(network)?;
     if network {
         let files = READ_ONLY.iter().chain(&RESOLVING).map(|(path, _)| PathBuf::from(path));
@@ -321,6 +327,18 @@ fn landlock_opener(dirs: &[PathBuf], network: bool) -> Result<String, String> {
             let rule = PathBeneath::new(fd, AccessFs::ReadFile);
             ruleset = ruleset.add_rule(rule).map_err(|error| error.to_string())?;
         }
+    }
+    // What is known of block devices (`source::device`). Directories need a right of their own.
+    let describing = [
+        ("/sys/devices", AccessFs::ReadFile | AccessFs::ReadDir),
+        ("/sys/class/block", AccessFs::ReadFile | AccessFs::ReadDir),
+        ("/run/udev/data", AccessFs::ReadFile.into()),
+        ("/proc/self/mountinfo", AccessFs::ReadFile.into()),
+    ];
+    for (path, access) in describing.into_iter().filter(|_| role.is_opener()) {
+        let Ok(fd) = PathFd::new(path) else { continue };
+        let rule = PathBeneath::new(fd, access);
+        ruleset = ruleset.add_rule(rule).map_err(|error| error.to_string())?;
     }
     let all = [PathBuf::from("/")];
     for dir in if dirs.is_empty() { &all } else { dirs } {

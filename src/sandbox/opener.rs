@@ -5,8 +5,11 @@
 //! widens. So the worker forks this process first, and asks it to open files.
 //!
 //! What must hold:
-//! - The opener opens regular files for reading only, never a file of the daemon's own mount, and with `[security]
-//!   base_dirs` no file outside of these directories. It writes nothing. Landlock, the capabilities and a filter of
+//! - The opener opens regular files and block devices for reading only, never a file of the daemon's own mount or a
+//!   device that lies on one, and with `[security] base_dirs` no file outside of these directories. A device that is
+//!   mounted or part of another one is not opened.
+//! - It connects to sockets of this host below `[security] nbd_socket_dirs` only. Without these it cannot: its filter has
+//!   no such call. It writes nothing. Landlock, the capabilities and a filter of
 //!   system calls enforce this.
 //! - It keeps only one socket and standard error of the worker, and dies with it.
 //! - A request that hangs (on a dead network filesystem) delays no other request. Each request has its own thread and
@@ -22,7 +25,8 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, chown};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +38,7 @@ use super::confine;
 use crate::config::Config;
 use crate::format::layout;
 use crate::io::{confine as process, sys};
-use crate::source::{OpenHere, OpenImage, Opened, SourceError, SourceErrorKind};
+use crate::source::{Device, OpenHere, OpenImage, Opened, SourceError, SourceErrorKind, lies_below};
 
 /// Most threads. While fewer requests than this hang, further ones are answered.
 const THREADS: usize = 512;
@@ -45,17 +49,22 @@ const MAX_STUCK: usize = 4;
 const STACK: usize = 256 << 10;
 
 /// The error kinds on the wire, by index. Both sides run the same program, so the indices need no stable meaning.
-const KINDS: [SourceErrorKind; 8] = [
+const KINDS: [SourceErrorKind; 9] = [
     SourceErrorKind::NotFound,
     SourceErrorKind::NotAFile,
     SourceErrorKind::Permission,
     SourceErrorKind::Empty,
+    SourceErrorKind::InUse,
     SourceErrorKind::Changed,
     SourceErrorKind::OwnMount,
     SourceErrorKind::Outside,
     SourceErrorKind::Io,
 ];
 const OPENED: u8 = u8::MAX;
+/// The first byte of a request to connect to a socket; the path follows. No path begins with it.
+const CONNECT: u8 = 0;
+/// Bytes of each answer. After them: what is known of a device, or what holds it.
+const FIXED: usize = 6;
 
 /// The worker's end.
 pub struct Opener {
@@ -90,40 +99,77 @@ impl Opener {
         }
     }
 
-    fn ask(&self, path: &Path) -> io::Result<Result<Opened, (SourceErrorKind, i32)>> {
+    fn ask(&self, request: &[u8]) -> io::Result<Result<Opened, (SourceErrorKind, i32, String)>> {
         let (ours, theirs) = sys::message_pair()?;
-        process::send_message(self.socket.as_fd(), path.as_os_str().as_bytes(), Some(theirs.as_fd()))?;
+        process::send_message(self.socket.as_fd(), request, Some(theirs.as_fd()))?;
         drop(theirs);
-        let mut answer = [0; 6];
+        let mut answer = vec![0; process::MAX_MESSAGE];
         let (got, fd) = process::receive_message(ours.as_fd(), &mut answer)?;
-        let [kind, direct, errno @ ..] = answer;
-        match (got, fd) {
-            (6, Some(fd)) if kind == OPENED => Ok(Ok(Opened { file: File::from(fd), direct: direct != 0 })),
-            (6, None) => {
-                let kind = KINDS.get(usize::from(kind)).copied().unwrap_or(SourceErrorKind::Io);
-                Ok(Err((kind, i32::from_le_bytes(errno))))
+        let Some(([kind, direct, errno @ ..], rest)) = answer[..got].split_first_chunk::<FIXED>() else {
+            let gone = if got == 0 { io::ErrorKind::BrokenPipe } else { io::ErrorKind::InvalidData };
+            return Err(gone.into());
+        };
+        match fd {
+            Some(fd) if *kind == OPENED => {
+                let device = if rest.is_empty() { None } else { Some(parse(rest)?) };
+                Ok(Ok(Opened { file: File::from(fd), direct: *direct != 0, device }))
             }
-            (0, _) => Err(io::ErrorKind::BrokenPipe.into()),
-            _ => Err(io::ErrorKind::InvalidData.into()),
+            None => {
+                let kind = KINDS.get(usize::from(*kind)).copied().unwrap_or(SourceErrorKind::Io);
+                Ok(Err((kind, i32::from_le_bytes(*errno), String::from_utf8_lossy(rest).into_owned())))
+            }
+            Some(_) => Err(io::ErrorKind::InvalidData.into()),
         }
     }
 }
 
 impl OpenImage for Opener {
     fn open(&self, path: &Path) -> Result<Opened, SourceError> {
-        match self.ask(path) {
+        self.request("open", path, path.as_os_str().as_bytes())
+    }
+
+    fn connect(&self, path: &Path) -> Result<UnixStream, SourceError> {
+        let request = [&[CONNECT], path.as_os_str().as_bytes()].concat();
+        let connected = self.request("connect to", path, &request)?;
+        Ok(UnixStream::from(OwnedFd::from(connected.file)))
+    }
+}
+
+impl Opener {
+    /// Sends a request about a path. `operation` is for messages.
+    fn request(&self, operation: &'static str, path: &Path, request: &[u8]) -> Result<Opened, SourceError> {
+        match self.ask(request) {
             Ok(Ok(opened)) => Ok(opened),
-            Ok(Err((kind, 0))) => Err(SourceError::new(kind, "open", path)),
-            Ok(Err((_, errno))) => {
-                Err(SourceError::from_io("open", path, io::Error::from_raw_os_error(errno)))
+            Ok(Err((SourceErrorKind::InUse, _, why))) => Err(SourceError::in_use(path, &why)),
+            Ok(Err((kind, 0, _))) => Err(SourceError::new(kind, operation, path)),
+            Ok(Err((_, errno, _))) => {
+                Err(SourceError::from_io(operation, path, io::Error::from_raw_os_error(errno)))
             }
             Err(error) if is_gone(&error) => {
                 tracing::error!("the opener is gone; this worker ends, and the next one starts a new opener");
                 std::process::abort();
             }
-            Err(error) => Err(SourceError::from_io("open", path, error)),
+            Err(error) => Err(SourceError::from_io(operation, path, error)),
         }
     }
+}
+
+/// What is known of a device, as [`text_of`] wrote it.
+fn parse(text: &[u8]) -> io::Result<Device> {
+    let text = std::str::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData)?;
+    let mut lines = text.lines();
+    let mut number = || lines.next()?.parse::<u64>().ok();
+    let (Some(number), Some(sequence), Some(exclusive)) = (number(), number(), number()) else {
+        return Err(io::ErrorKind::InvalidData.into());
+    };
+    Ok(Device { number, sequence, is_exclusive: exclusive != 0, names: lines.map(str::to_owned).collect() })
+}
+
+/// One line for each: number, sequence, whether it is held exclusively, names.
+fn text_of(device: &Device) -> String {
+    let Device { number, sequence, is_exclusive, names } = device;
+    let numbers = format!("{number}\n{sequence}\n{}\n", u8::from(*is_exclusive));
+    names.iter().fold(numbers, |text, name| text + name + "\n")
 }
 
 /// Whether the process at the other end has ended.
@@ -138,6 +184,8 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
 struct Rules {
     mount: PathBuf,
     dirs: Vec<PathBuf>,
+    /// Directories with sockets.
+    sockets: Vec<PathBuf>,
 }
 
 impl Rules {
@@ -152,10 +200,37 @@ impl Rules {
         if real.starts_with(&self.mount) {
             return refuse(SourceErrorKind::OwnMount);
         }
+        if lies_below(&real, &self.mount) {
+            return refuse(SourceErrorKind::OwnMount);
+        }
         if !self.dirs.is_empty() && !self.dirs.iter().any(|dir| real.starts_with(dir)) {
             return refuse(SourceErrorKind::Outside);
         }
         OpenHere.open(path)
+    }
+
+    fn connect(&self, path: &Path) -> Result<OwnedFd, SourceError> {
+        let fail = |error| SourceError::from_io("connect to", path, error);
+        let refuse = |kind| Err(SourceError::new(kind, "connect to", path));
+        if path.starts_with(&self.mount) {
+            return refuse(SourceErrorKind::OwnMount);
+        }
+        let real = std::fs::canonicalize(path).map_err(fail)?;
+        if !self.sockets.iter().any(|dir| real.starts_with(dir)) {
+            return refuse(SourceErrorKind::Outside);
+        }
+        if !std::fs::metadata(&real).map_err(fail)?.file_type().is_socket() {
+            return refuse(SourceErrorKind::NotAFile);
+        }
+        OpenHere.connect(&real).map(OwnedFd::from)
+    }
+
+    /// Does what a request asks for.
+    fn answer(&self, path: &Path, is_socket: bool) -> Result<Opened, SourceError> {
+        if !is_socket {
+            return self.open(path);
+        }
+        self.connect(path).map(|socket| Opened { file: File::from(socket), direct: false, device: None })
     }
 }
 
@@ -189,7 +264,8 @@ fn run(config: &Config, socket: &OwnedFd) -> io::Result<()> {
     }
     confine::opener(&config.security, &dirs);
     // The supervisor passed the mount's path without symbolic links. Resolving it here would access the mount.
-    let rules = Rules { mount: config.mount.clone(), dirs };
+    let sockets = config.security.nbd_socket_dirs.iter().map(real).collect();
+    let rules = Rules { mount: config.mount.clone(), dirs, sockets };
     let (idle, all) = (AtomicUsize::new(1), AtomicUsize::new(1));
     let threads = Arc::new(Threads { rules, idle, all, in_flight: InFlight::default() });
     serve(&threads, socket);
@@ -210,8 +286,8 @@ struct Threads {
 struct InFlight(Mutex<BTreeMap<PathBuf, Vec<Instant>>>);
 
 impl InFlight {
-    /// Opens a path, unless [`MAX_STUCK`] earlier requests for it hang.
-    fn open(&self, rules: &Rules, path: &Path, now: Instant) -> Result<Opened, SourceError> {
+    /// Opens or connects to a path, unless [`MAX_STUCK`] earlier requests for it hang.
+    fn open(&self, rules: &Rules, path: &Path, is_socket: bool, now: Instant) -> Result<Opened, SourceError> {
         {
             let mut in_flight = self.0.lock();
             let begun = in_flight.entry(path.to_owned()).or_default();
@@ -225,7 +301,7 @@ impl InFlight {
             }
             begun.push(now);
         }
-        let opened = rules.open(path);
+        let opened = rules.answer(path, is_socket);
         let mut in_flight = self.0.lock();
         if let Some(begun) = in_flight.get_mut(path) {
             if let Some(index) = begun.iter().position(|at| *at == now) {
@@ -274,7 +350,7 @@ fn serve(threads: &Arc<Threads>, socket: &OwnedFd) {
             Ok((0, _)) => return,
             Ok((got, Some(reply))) => {
                 threads.mark_busy(socket);
-                answer(threads, Path::new(std::ffi::OsStr::from_bytes(&request[..got])), &reply);
+                answer(threads, &request[..got], &reply);
                 threads.idle.fetch_add(1, Ordering::AcqRel);
             }
             // A request without a socket cannot be answered.
@@ -288,20 +364,32 @@ fn serve(threads: &Arc<Threads>, socket: &OwnedFd) {
     }
 }
 
-fn answer(threads: &Threads, path: &Path, reply: &OwnedFd) {
-    let mut message = [0; 6];
-    let opened = match threads.in_flight.open(&threads.rules, path, Instant::now()) {
+fn answer(threads: &Threads, request: &[u8], reply: &OwnedFd) {
+    let (is_socket, path) = match request.split_first() {
+        Some((&CONNECT, path)) => (true, path),
+        _ => (false, request),
+    };
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    let mut message = vec![0; FIXED];
+    let opened = match threads.in_flight.open(&threads.rules, path, is_socket, Instant::now()) {
         Ok(opened) => {
             // So that the log names each file that a worker opened, even when a guest has taken over the worker.
-            tracing::info!(path = %path.display(), "opened a file of a base for reading");
+            match is_socket {
+                true => tracing::info!(path = %path.display(), "connected to a socket of a base"),
+                false => tracing::info!(path = %path.display(), "opened a file of a base for reading"),
+            }
             (message[0], message[1]) = (OPENED, u8::from(opened.direct));
+            message.extend(opened.device.iter().flat_map(|device| text_of(device).into_bytes()));
             Some(opened.file)
         }
         Err(error) => {
             message[0] = KINDS.iter().position(|kind| *kind == error.kind()).unwrap_or(KINDS.len() - 1) as u8;
             let busy = |e: &io::Error| (e.kind() == io::ErrorKind::ResourceBusy).then_some(libc::EBUSY);
             let errno = error.io_error().and_then(|e| e.raw_os_error().or(busy(e))).unwrap_or(0);
-            message[2..].copy_from_slice(&errno.to_le_bytes());
+            message[2..FIXED].copy_from_slice(&errno.to_le_bytes());
+            if error.kind() == SourceErrorKind::InUse {
+                message.extend_from_slice(error.why().unwrap_or_default().as_bytes());
+            }
             None
         }
     };

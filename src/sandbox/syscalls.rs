@@ -27,6 +27,15 @@ pub(super) enum Role {
     NetworkWorker,
     /// A helper that only reads files.
     Opener,
+    /// As [`Role::Opener`], and it connects to sockets of this host.
+    ConnectingOpener,
+}
+
+impl Role {
+    /// Whether it is one of the openers.
+    pub(super) fn is_opener(self) -> bool {
+        matches!(self, Self::Opener | Self::ConnectingOpener)
+    }
 }
 
 /// Memory, threads, signals, time, exit: calls of the C library and Rust's runtime in every program.
@@ -289,7 +298,10 @@ fn conditional(role: Role, listens: Option<RawFd>) -> Vec<(c_long, Arg)> {
         // The size of a name server's answer.
         all.push((libc::SYS_ioctl, Arg::Is(1, libc::FIONREAD)));
     }
-    if role != Role::Opener {
+    if role == Role::ConnectingOpener {
+        all.push((libc::SYS_socket, Arg::Is(0, libc::AF_UNIX as u64)));
+    }
+    if !role.is_opener() {
         // Non-blocking sockets, the check whether standard error is a terminal, and the extents of a file.
         for request in [libc::FIONBIO, libc::TCGETS, sys::FS_IOC_FIEMAP] {
             all.push((libc::SYS_ioctl, Arg::Is(1, request)));
@@ -300,10 +312,10 @@ fn conditional(role: Role, listens: Option<RawFd>) -> Vec<(c_long, Arg)> {
 
 fn allowed(role: Role) -> Vec<c_long> {
     let mut lists = vec![RUNTIME, READING, READING_OLD, MESSAGES];
-    if role != Role::Opener {
+    if !role.is_opener() {
         lists.extend([SERVING, SERVING_OLD]);
     }
-    if role == Role::NetworkWorker {
+    if matches!(role, Role::NetworkWorker | Role::ConnectingOpener) {
         lists.push(CONNECTING);
     }
     lists.concat()

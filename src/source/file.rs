@@ -1,11 +1,11 @@
-//! A base in a file on this host.
+//! A base in a file on this host, or in a block device (`device`).
 //!
 //! Reads bypass the page cache (O_DIRECT) where the filesystem allows it: the block cache keeps the blocks, and two
 //! copies would waste memory. What must hold:
 //! - The file is never written, and reads are positional: they use no shared file offset.
 //! - **A read returns no byte before a check after the read found the file unchanged.** The kernel sets the
 //!   modification time of a write before its bytes can be seen, so bytes of a file that is modified in place are not
-//!   served. A change is final: restoring the old time does not help.
+//!   served. A change is final: restoring the old time does not help. A device has no such time: its size is checked.
 //! - A file that is replaced by a rename is still served: the old file stays open.
 
 use std::cell::Cell;
@@ -14,10 +14,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::aligned::{ALIGN, AlignedBuf};
-use super::open::{OpenHere, OpenImage, Opened, pread, usable};
+use super::device::{Device, Opening, open_claimed, size_of};
+use super::open::{OpenHere, OpenImage, pread, size};
 use super::patience::may_wait_for;
 use super::{Identity, KeyParts, Provenance, Source, SourceError, SourceErrorKind, Verdict, note};
 use crate::format::record::{BaseIdentity, Validator};
@@ -54,6 +56,12 @@ impl FileIdentity {
             device: metadata.dev(),
             inode: metadata.ino(),
         }
+    }
+
+    /// Of a device, for the memory of this machine. A device that went away and came back is another one.
+    fn of_device(device: &Device, size: u64) -> Self {
+        let mtime_s = device.sequence.cast_signed();
+        Self { size, mtime_s, mtime_ns: 0, device: device.number, inode: u64::MAX }
     }
 
     /// Whether an open file has the same contents as at `self`, as far as metadata tells. One descriptor is one file,
@@ -95,10 +103,12 @@ pub(super) fn key_parts(mtime_ns: i64, inode: u64) -> KeyParts {
     KeyParts { label: "file", parts, is_strong: false, is_portable: false }
 }
 
-/// A regular file, opened for reading.
+/// A regular file or a block device, opened for reading.
 #[derive(Debug)]
 pub struct FileSource {
-    file: File,
+    /// Of a device: shared by all its sources.
+    file: Arc<File>,
+    device: Option<Device>,
     path: PathBuf,
     found: FileIdentity,
     identity: Identity,
@@ -108,10 +118,11 @@ pub struct FileSource {
 }
 
 impl FileSource {
-    /// Opens a regular file; symbolic links are followed. Does not wait on a FIFO or a device.
+    /// Opens a regular file, or a block device exclusively; symbolic links are followed. Does not wait on a FIFO. Waits
+    /// for 3 s for a device that another process holds.
     ///
     /// # Errors
-    /// `NotFound`, `NotAFile`, `Permission`, `Empty`, or `Io`.
+    /// `NotFound`, `NotAFile`, `Permission`, `Empty`, `InUse`, or `Io`.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         Self::open_with(&OpenHere, path)
     }
@@ -121,13 +132,15 @@ impl FileSource {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with(opener: &dyn OpenImage, path: &Path) -> Result<Self, SourceError> {
-        let Opened { file, direct } = opener.open(path)?;
-        let metadata = file.metadata().map_err(|error| SourceError::from_io("open", path, error))?;
-        usable(path, &metadata)?;
-        let found = FileIdentity::of(&metadata);
+        let (file, Opening { direct, device }) = open_claimed(opener, path)?;
+        let (metadata, size) = size(path, &file, device.as_ref())?;
+        let found = match &device {
+            Some(device) => FileIdentity::of_device(device, size),
+            None => FileIdentity::of(&metadata),
+        };
         let (identity, changed) = (Identity::File(found), AtomicBool::new(false));
-        let allocated = metadata.blocks() * 512;
-        Ok(Self { file, path: path.to_owned(), found, identity, direct, changed, allocated })
+        let allocated = if device.is_some() { size } else { metadata.blocks() * 512 };
+        Ok(Self { file, device, path: path.to_owned(), found, identity, direct, changed, allocated })
     }
 
     /// Bytes that the file occupied when it was opened.
@@ -137,7 +150,10 @@ impl FileSource {
 
     /// The identity of the file that was opened, as in a record.
     pub fn found(&self) -> BaseIdentity {
-        self.found.into()
+        match &self.device {
+            Some(device) => device.identity(self.found.size),
+            None => self.found.into(),
+        }
     }
 
     /// The path that it was opened by.
@@ -259,8 +275,11 @@ impl Source for FileSource {
 
     fn check(&self) -> Result<(), SourceError> {
         self.refuse_changed()?;
-        let metadata = self.file.metadata().map_err(|error| self.failed(error))?;
-        if self.found.is_unmodified(&FileIdentity::of(&metadata)) {
+        let is_unmodified = match self.device {
+            Some(_) => size_of(&self.file).map(|size| size == self.found.size),
+            None => self.file.metadata().map(|now| self.found.is_unmodified(&FileIdentity::of(&now))),
+        };
+        if is_unmodified.map_err(|error| self.failed(error))? {
             return Ok(());
         }
         if !self.changed.swap(true, Ordering::AcqRel) {

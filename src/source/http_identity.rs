@@ -32,7 +32,10 @@ impl HttpIdentity {
         let (etag, last_modified, version) = match &identity.validator {
             Validator::Http { etag, last_modified } => (etag, last_modified, &None),
             Validator::S3 { version, etag, last_modified } => (etag, last_modified, version),
-            Validator::File { .. } | Validator::Glance { .. } => return None,
+            Validator::File { .. }
+            | Validator::Device { .. }
+            | Validator::Glance { .. }
+            | Validator::Nbd { .. } => return None,
         };
         let [etag, last_modified, version] = [etag, last_modified, version].map(Clone::clone);
         Some(Self { size: identity.size, etag, last_modified, version })

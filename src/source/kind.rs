@@ -6,7 +6,7 @@
 //! (`tests/layering.rs`). What must hold: [`compare`] alone decides whether an object is the one that was registered.
 
 use super::identity::{KeyParts, Verdict};
-use super::{file, glance_identity, http_identity, s3};
+use super::{device, file, glance_identity, http_identity, nbd_identity, s3};
 use crate::format::record::{BaseIdentity, Strictness, Validator};
 
 /// A kind of source.
@@ -14,12 +14,16 @@ use crate::format::record::{BaseIdentity, Strictness, Validator};
 pub enum Kind {
     /// A file of this host.
     File,
+    /// A block device of this host.
+    Device,
     /// An object of a web server.
     Http,
     /// An object of a bucket.
     S3,
     /// An image of a Glance.
     Glance,
+    /// An export of an NBD server.
+    Nbd,
 }
 
 impl Kind {
@@ -27,18 +31,22 @@ impl Kind {
     pub fn of_validator(validator: &Validator) -> Self {
         match validator {
             Validator::File { .. } => Self::File,
+            Validator::Device { .. } => Self::Device,
             Validator::Http { .. } => Self::Http,
             Validator::S3 { .. } => Self::S3,
             Validator::Glance { .. } => Self::Glance,
+            Validator::Nbd { .. } => Self::Nbd,
         }
     }
 
     fn noun(self) -> &'static str {
         match self {
             Self::File => "a file of this host",
+            Self::Device => "a block device of this host",
             Self::Http => "an object of a web server",
             Self::S3 => "an object of a bucket",
             Self::Glance => "an image of a Glance",
+            Self::Nbd => "an export of an NBD server",
         }
     }
 }
@@ -47,9 +55,11 @@ impl Kind {
 pub fn compare(registered: &BaseIdentity, found: &BaseIdentity, strictness: Strictness) -> Verdict {
     let verdict = match Kind::of_validator(&registered.validator) {
         Kind::File => file::compare(registered, found),
+        Kind::Device => device::compare(registered, found),
         // A web server may have a copy of the object of a bucket, with the same validators.
         Kind::Http | Kind::S3 => http_identity::compare(registered, found, strictness),
         Kind::Glance => glance_identity::compare(registered, found, strictness),
+        Kind::Nbd => nbd_identity::compare(registered, found, strictness),
     };
     verdict.unwrap_or_else(|| {
         let noun = |identity: &BaseIdentity| Kind::of_validator(&identity.validator).noun();
@@ -61,6 +71,7 @@ pub fn compare(registered: &BaseIdentity, found: &BaseIdentity, strictness: Stri
 pub fn key_parts(validator: &Validator) -> KeyParts {
     match validator {
         Validator::File { mtime_ns, inode } => file::key_parts(*mtime_ns, *inode),
+        Validator::Device { number, names } => device::key_parts(*number, names),
         Validator::Http { etag, last_modified } => {
             http_identity::key_parts(etag.as_deref(), last_modified.as_deref())
         }
@@ -68,6 +79,7 @@ pub fn key_parts(validator: &Validator) -> KeyParts {
             s3::key_parts(version.as_deref(), etag.as_deref(), last_modified.as_deref())
         }
         Validator::Glance { id, hash, .. } => glance_identity::key_parts(id, hash),
+        Validator::Nbd { export } => nbd_identity::key_parts(export),
     }
 }
 
@@ -80,7 +92,7 @@ mod places {
     use crate::format::record::BaseIdentity;
     use crate::source::http::peer::{check_peer, is_peer};
     use crate::source::http::{self, Authoriser, Clouds, Credentials, Located};
-    use crate::source::{HttpIdentity, Location, SourceError, SourceErrorKind};
+    use crate::source::{HttpIdentity, Location, SourceError, SourceErrorKind, nbd};
 
     /// Schemes of URLs, and the kind that each is of.
     const SCHEMES: &[(&str, Kind)] = &[
@@ -91,6 +103,8 @@ mod places {
         ("glance+http", Kind::Glance),
         ("glance+cloud", Kind::Glance),
         ("swift", Kind::Http),
+        ("nbd", Kind::Nbd),
+        ("nbd+unix", Kind::Nbd),
     ];
 
     /// What the kinds of sources that are fetched by HTTP have of the configuration.
@@ -115,7 +129,7 @@ mod places {
             }
             match Kind::of(source)? {
                 Kind::S3 => self.s3.locate(source, pinned.and_then(|pinned| pinned.version.as_deref())),
-                Kind::Http | Kind::Glance | Kind::File => {
+                Kind::Http | Kind::Glance | Kind::Nbd | Kind::File | Kind::Device => {
                     let mut located = Located::web(source)?;
                     if located.authoriser.is_none() {
                         located.authoriser =
@@ -128,7 +142,7 @@ mod places {
     }
 
     impl Kind {
-        /// Of the path or URL of a new source.
+        /// Of the path or URL of a new source. A path may turn out to be one of a device.
         ///
         /// # Errors
         /// `Protocol` for a URL whose scheme no kind has.
@@ -163,31 +177,32 @@ mod places {
             peers.into_iter().try_for_each(|url| check_peer(url))?;
             let mut places = places.drain(..);
             match self {
-                Self::File => Ok(()),
+                Self::File | Self::Device => Ok(()),
                 Self::Http | Self::S3 => places.try_for_each(|url| match Self::of(url)? {
                     Self::S3 => s3::check_url(url),
-                    Self::Http | Self::Glance | Self::File => http::check_url(url),
+                    Self::Http | Self::Glance | Self::Nbd | Self::File | Self::Device => http::check_url(url),
                 }),
                 Self::Glance => places.try_for_each(|url| http::check_image_url(url)),
+                Self::Nbd => places.try_for_each(|url| nbd::check_url(url)),
             }
         }
 
         /// Whether an object of this kind has a name that another object beside it can have with a suffix. An image of a
-        /// Glance has an ID.
+        /// Glance has an ID, and exports are no files.
         pub fn has_neighbours(self) -> bool {
             match self {
-                Self::File | Self::Http | Self::S3 => true,
-                Self::Glance => false,
+                Self::File | Self::Device | Self::Http | Self::S3 => true,
+                Self::Glance | Self::Nbd => false,
             }
         }
 
         /// The place of the object whose name is that of the object at `place`, which is of this kind, and `suffix`.
         pub fn neighbour(self, place: &str, suffix: &str) -> String {
             match self {
-                Self::File => format!("{place}{suffix}"),
+                Self::File | Self::Device => format!("{place}{suffix}"),
                 // A key has any character but ?, and the version behind that is one of the object.
                 Self::S3 => format!("{}{suffix}", place.split('?').next().unwrap_or(place)),
-                Self::Http | Self::Glance => {
+                Self::Http | Self::Glance | Self::Nbd => {
                     let end = place.find(['?', '#']).unwrap_or(place.len());
                     let end_of_query = place.find('#').unwrap_or(place.len()).max(end);
                     format!("{}{suffix}{}", &place[..end], &place[end..end_of_query])
@@ -199,14 +214,18 @@ mod places {
         pub fn identity(self, found: HttpIdentity) -> BaseIdentity {
             match self {
                 Self::S3 => found.of_bucket(),
-                Self::Http | Self::Glance | Self::File => found.of_web(),
+                Self::Http | Self::Glance | Self::Nbd | Self::File | Self::Device => found.of_web(),
             }
         }
     }
 
     /// The place of a source as it is shown to people: a path as it is, a URL without what may be secret.
     pub fn shown(source: &str) -> String {
-        if Location::of(source).is_url() { http::shown(source) } else { source.to_owned() }
+        match Location::of(source) {
+            Location::File(_) => source.to_owned(),
+            Location::Url { scheme, .. } if scheme.eq_ignore_ascii_case("nbd+unix") => nbd::shown(source),
+            Location::Url { .. } => http::shown(source),
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod aligned;
 mod completion;
+mod device;
 pub mod file;
 mod glance_identity;
 pub mod holdings;
@@ -19,6 +20,9 @@ mod http_identity;
 mod identity;
 mod kind;
 mod location;
+#[cfg(feature = "daemon")]
+pub mod nbd;
+mod nbd_identity;
 mod open;
 #[cfg(feature = "daemon")]
 pub mod openstack;
@@ -39,6 +43,7 @@ use std::sync::Arc;
 
 pub(crate) use aligned::AlignedBuf;
 pub use completion::{Completer, Completion};
+pub use device::{Device, lies_below, look};
 pub use file::{FileIdentity, FileSource};
 pub use glance_identity::GlanceIdentity;
 use holdings::{AllLocal, Holdings};
@@ -48,6 +53,7 @@ pub use identity::{Identity, KeyParts, Verdict};
 pub use kind::shown;
 pub use kind::{Kind, compare, key_parts};
 pub use location::Location;
+pub use nbd_identity::NbdIdentity;
 pub use open::{OpenHere, OpenImage, Opened};
 pub use patience::{Wanted, without_files};
 pub use proven::{Disproven, Parts, ProofOfRange, Prover, disproven, proven_key};
@@ -117,7 +123,7 @@ pub trait Source: Send + Sync {
 pub enum SourceErrorKind {
     /// The path leads to no file.
     NotFound,
-    /// A directory, device, FIFO or socket.
+    /// A directory, character device, FIFO or socket.
     NotAFile,
     /// The daemon may not read it.
     Permission,
@@ -127,6 +133,8 @@ pub enum SourceErrorKind {
     OwnMount,
     /// It lies outside the directories for files of bases.
     Outside,
+    /// A block device that something else holds.
+    InUse,
     /// The object differs from the one that was opened.
     Changed,
     /// The bytes have to be fetched first; see [`SourceError::completion`].
@@ -238,7 +246,9 @@ impl fmt::Display for SourceError {
         }
         let (why, advice) = match self.0.kind {
             SourceErrorKind::NotFound => ("no such file", "check the path as the daemon sees it"),
-            SourceErrorKind::NotAFile => ("it is not a regular file", "give the path of an image file"),
+            SourceErrorKind::NotAFile => {
+                ("it is not a regular file or block device", "give the path of an image file or block device")
+            }
             SourceErrorKind::Permission => {
                 ("permission denied", "let the daemon's user read the file and search its directories")
             }
@@ -252,6 +262,7 @@ impl fmt::Display for SourceError {
                 "it lies outside the directories for bases",
                 "move the file, or name its directory in [security] base_dirs and restart the daemon",
             ),
+            SourceErrorKind::InUse => ("something else holds it", "end what holds it"),
             SourceErrorKind::Changed => (
                 "its size or modification time is not what it was when it was opened",
                 "a base must never change; restore the original file, or add the new one as a new base",

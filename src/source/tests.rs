@@ -40,17 +40,17 @@ fn move_mtime(file: &File) {
 fn opening_what_is_not_an_image_is_refused_without_waiting() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     open_fails(&dir.path().join("nothing"), SourceErrorKind::NotFound, "no such file");
-    open_fails(dir.path(), SourceErrorKind::NotAFile, "not a regular file");
-    open_fails(Path::new("/dev/zero"), SourceErrorKind::NotAFile, "not a regular file");
+    open_fails(dir.path(), SourceErrorKind::NotAFile, "not a regular file or block device");
+    open_fails(Path::new("/dev/zero"), SourceErrorKind::NotAFile, "not a regular file or block device");
 
     let fifo = dir.path().join("fifo");
     let made = std::process::Command::new("mkfifo").arg(&fifo).status().expect("mkfifo runs");
     assert!(made.success());
-    open_fails(&fifo, SourceErrorKind::NotAFile, "not a regular file");
+    open_fails(&fifo, SourceErrorKind::NotAFile, "not a regular file or block device");
 
     let socket = dir.path().join("socket");
     let _listener = UnixListener::bind(&socket).expect("a socket");
-    open_fails(&socket, SourceErrorKind::NotAFile, "not a regular file");
+    open_fails(&socket, SourceErrorKind::NotAFile, "not a regular file or block device");
 
     let empty = dir.path().join("empty");
     File::create(&empty).expect("an empty file");

@@ -210,6 +210,13 @@ impl Store {
                 (source.found(), head)
             }
         };
+        if identity.validator.needs_a_format() && !new.is_format_given {
+            return Err(invalid(format!(
+                "{}: nothing of a block device says its format; pass --format raw, or qcow2 or vmdk when such an image \
+                 was written onto it",
+                new.source
+            )));
+        }
         let size = match reader(new.format) {
             None => match (!new.is_format_given).then(|| image::not_raw_by_default(&head)).flatten() {
                 Some(refusal) => Err(refusal),

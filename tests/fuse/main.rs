@@ -4,6 +4,7 @@
 mod aio;
 mod api;
 mod base_files;
+mod block_devices;
 mod changes;
 mod check;
 mod copies;
@@ -34,6 +35,7 @@ mod lazy;
 mod limits;
 mod live;
 mod many;
+mod nbd;
 mod nova;
 mod operations;
 mod peers;

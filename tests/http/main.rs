@@ -7,6 +7,7 @@ mod glance;
 mod harness;
 mod identity;
 mod limits;
+mod nbd;
 mod peers;
 mod proofs;
 mod redirects;

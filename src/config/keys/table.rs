@@ -237,7 +237,15 @@ pub const KEYS: &[Key] = &[
         flag: "",
         default: says("none", "[\"/images\"]"),
         bounds: Bounds::Meaning,
-        meaning: "List of directories. The files of bases must lie in one of them, after symbolic links are resolved. None: anywhere that the daemon's user may read. Needs `landlock`.",
+        meaning: "List of directories, and of block devices that may be bases. The files of bases must lie in one of the directories, after symbolic links are resolved. None: anywhere that the daemon's user may read. Needs `landlock`.",
+    },
+    Key {
+        section: "security",
+        name: "nbd_socket_dirs",
+        flag: "",
+        default: says("none", "[\"/run/nbd\"]"),
+        bounds: Bounds::Meaning,
+        meaning: "List of directories with sockets of NBD servers, for bases at `nbd+unix:///EXPORT?socket=PATH`. None: no socket. Name no directory in which other services listen, such as `/run`: an intruder in a worker may connect to all sockets below.",
     },
     Key {
         section: "security",

@@ -86,6 +86,7 @@ fn measures_that_are_switched_off_are_reported_as_off() {
         seccomp: SeccompMode::Off,
         core_dumps: true,
         base_dirs: Vec::new(),
+        nbd_socket_dirs: Vec::new(),
         network: false,
     };
     confined(&security, |dir, in_force| {

@@ -161,3 +161,31 @@ fn a_worker_without_its_opener_ends() {
     });
     assert_eq!(code, -libc::SIGABRT);
 }
+
+/// A socket of the host is reached only below the directories for sockets, and not at all without one.
+#[test]
+fn sockets_outside_of_their_directories_are_refused() {
+    let (dir, mut config) = fixture();
+    let path = |name: &str| dir.path().join(name);
+    let (inside, outside) = (path("images/socket"), path("images-other/socket"));
+    let listeners = [&inside, &outside].map(|path| std::os::unix::net::UnixListener::bind(path).unwrap());
+    symlink(&outside, path("images/link")).unwrap();
+    let refused = |opener: &Opener, name: &str| opener.connect(&path(name)).expect_err(name).kind();
+    with_opener(&config, |opener| {
+        assert_eq!(refused(&opener, "images/socket"), SourceErrorKind::Outside);
+        // Without the key it has no such call either: the filter is what it was.
+        assert!(opener.open(&path("images/a.img")).is_ok());
+    });
+    config.security.nbd_socket_dirs = vec![path("images")];
+    with_opener(&config, |opener| {
+        assert!(opener.connect(&inside).is_ok());
+        for name in ["images-other/socket", "images/link", "images/../images-other/socket"] {
+            assert_eq!(refused(&opener, name), SourceErrorKind::Outside);
+        }
+        assert_eq!(refused(&opener, "images/a.img"), SourceErrorKind::NotAFile);
+        assert_eq!(refused(&opener, "images/none"), SourceErrorKind::NotFound);
+        assert_eq!(refused(&opener, "mnt/disks/c.raw"), SourceErrorKind::OwnMount);
+        assert!(opener.open(&path("images/a.img")).is_ok());
+    });
+    drop(listeners);
+}

@@ -23,8 +23,8 @@ use crate::source::{
 };
 
 /// Attempts, and the longest time, of a fetch for which no reader waits.
-const TRIES: u32 = 4;
-const TRIED_FOR: Duration = Duration::from_secs(30);
+pub(in crate::source) const TRIES: u32 = 4;
+pub(in crate::source) const TRIED_FOR: Duration = Duration::from_secs(30);
 /// Pause between two attempts of one fetch at one URL, doubled from the first to the last. The URL may work for others.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);

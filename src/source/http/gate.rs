@@ -20,7 +20,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 const LATER: Duration = Duration::from_secs(3600);
 
 /// See the module.
-pub(super) struct Gate {
+pub(in crate::source) struct Gate {
     state: Mutex<State>,
     changed: Notify,
 }
@@ -37,14 +37,14 @@ struct State {
 }
 
 /// Permission for one request. A pass that is dropped without a result changes nothing.
-pub(super) struct Pass {
+pub(in crate::source) struct Pass {
     gate: Arc<Gate>,
     epoch: u64,
     trial: bool,
 }
 
 /// Why no request is allowed now.
-pub(super) struct Closed {
+pub(in crate::source) struct Closed {
     gate: Arc<Gate>,
     until: Option<Instant>,
     pub why: Failure,
@@ -166,7 +166,7 @@ impl Drop for Pass {
 }
 
 /// A random time between half of `pause` and all of it.
-pub(super) fn jittered(pause: Duration) -> Duration {
+pub(in crate::source) fn jittered(pause: Duration) -> Duration {
     let random = getrandom::u32().unwrap_or(u32::MAX / 2);
     pause / 2 + (pause / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }

@@ -24,7 +24,7 @@ const PURPOSES: usize = 4;
 const BURST: Duration = Duration::from_millis(50);
 
 /// A number of slots that several parties share. A party is a base.
-pub(super) struct Slots {
+pub(in crate::source) struct Slots {
     state: Mutex<State>,
     /// Most slots that may be held for other purposes than [`Purpose::Demand`].
     for_others: usize,
@@ -32,7 +32,7 @@ pub(super) struct Slots {
 
 /// A user of slots, with a number of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Party(u64);
+pub(in crate::source) struct Party(u64);
 
 impl Party {
     /// A party that differs from all others.
@@ -58,7 +58,7 @@ struct Waiter {
 }
 
 /// Held while a request runs.
-pub(super) struct Slot {
+pub(in crate::source) struct Slot {
     /// None: not counted.
     slots: Option<Arc<Slots>>,
     party: Party,
@@ -154,7 +154,7 @@ impl Drop for Slot {
 }
 
 /// A limit in bytes per second.
-pub(super) struct Rate {
+pub(in crate::source) struct Rate {
     per_second: Option<u64>,
     /// When all bytes so far would have come at this rate.
     paid: Mutex<Instant>,

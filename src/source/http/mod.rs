@@ -34,6 +34,7 @@ mod url;
 mod wait;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,14 +57,16 @@ pub use backlog::{Backlog, WholeSource};
 pub(crate) use clouds::Clouds;
 use fetch::BodyLimits;
 pub use fetch::HttpSource;
-use gate::{Gate, Pass};
+pub(in crate::source) use fetch::{TRIED_FOR, TRIES};
+pub(in crate::source) use gate::{Gate, Pass, jittered};
 use glance::Refused;
 pub use glance::{ProbedImage, check_image_url};
-use limit::{Party, Rate, Slot, Slots};
+pub(in crate::source) use limit::{Party, Rate, Slot, Slots};
 pub use mirror::NO_RANGES;
 use mirror::{Dispatch, HeldSlots, Mirror};
 use network::Clients;
 pub use network::{Network, Proxies};
+pub(in crate::source) use proving::Proving;
 use secrets::Keyring;
 pub(crate) use secrets::Reading as SecretReading;
 pub use secrets::{Credentials, NoCredentials, Secret, SecretName, Section};
@@ -71,7 +74,7 @@ pub use servers::HttpCounters;
 use servers::{Count, Servers};
 pub use url::{check_url, shown};
 pub(crate) use url::{climbs, parse, percent_decode};
-use wait::{Patience, Wait};
+pub(in crate::source) use wait::{Patience, Stalls, Wait};
 
 /// Bytes of the first request.
 const HEAD: u64 = 64 << 10;
@@ -339,6 +342,30 @@ impl Http {
         self.servers.all()
     }
 
+    pub(in crate::source) fn config(&self) -> &HttpConfig {
+        &self.config
+    }
+
+    pub(in crate::source) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// The limit of all bases together.
+    pub(in crate::source) fn rate(&self) -> &Rate {
+        &self.rate
+    }
+
+    /// One of the slots of all bases together.
+    pub(in crate::source) async fn slot(&self, party: Party, purpose: Purpose) -> Slot {
+        self.slots.get(party, purpose).await
+    }
+
+    /// All addresses of a name, wherever they are.
+    pub(in crate::source) async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, Failure> {
+        let failed = |why: String| Failure::again(format!("its name cannot be resolved: {why}"));
+        self.clients.names().lookup(name).await.map_err(failed)
+    }
+
     /// The client that connects to any address, and to no proxy.
     pub(crate) fn direct_client(&self) -> reqwest::Client {
         self.clients.direct().clone()
@@ -386,14 +413,14 @@ impl Http {
     }
 
     /// Fails, after a pause, while the configuration has a mistake: only a restart can correct it.
-    async fn usable(&self) -> Result<(), Failure> {
+    pub(in crate::source) async fn usable(&self) -> Result<(), Failure> {
         let Some(problem) = &self.problem else { return Ok(()) };
         tokio::time::sleep(Duration::from_secs(1)).await;
         Err(Failure::advised(problem, CORRECT))
     }
 
     /// How long the first line of an answer may take.
-    fn answer_timeout(&self) -> Duration {
+    pub(in crate::source) fn answer_timeout(&self) -> Duration {
         self.config.connect_timeout.saturating_add(self.config.stall_timeout)
     }
 }
@@ -448,7 +475,7 @@ fn insufficient(shown: &str, why: String) -> SourceError {
 const CORRECT: &str = "correct the configuration and restart the daemon";
 
 /// The error that a reader gets for a failure.
-fn failed(shown: &str, failure: &Failure) -> SourceError {
+pub(in crate::source) fn failed(shown: &str, failure: &Failure) -> SourceError {
     let remote = |kind, why: &str, advice| SourceError::remote(kind, "read", shown, why, advice);
     match failure {
         Failure::Again { why, advice, .. } => {
@@ -482,7 +509,7 @@ fn failed(shown: &str, failure: &Failure) -> SourceError {
 }
 
 /// The error of a fetch after its deadline, of the kind of the last failure.
-fn too_late(shown: &str, limit: Duration, last: Option<Failure>) -> SourceError {
+pub(in crate::source) fn too_late(shown: &str, limit: Duration, last: Option<Failure>) -> SourceError {
     let why = format!("its server has not sent it for {limit:?}");
     let Some(mut last) = last else { return failed(shown, &Failure::again(why)) };
     let text = format!("{why} ({})", last.why());

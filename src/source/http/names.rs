@@ -40,7 +40,7 @@ struct State {
 }
 
 impl Names {
-    async fn lookup(self: &Arc<Self>, name: &str) -> Found {
+    pub async fn lookup(self: &Arc<Self>, name: &str) -> Found {
         let waits = {
             let mut state = self.state.lock();
             let (send, waits) = oneshot::channel();

@@ -71,9 +71,15 @@ pub(super) struct Clients {
     /// Connects through a proxy, which resolves names and decides which addresses are allowed.
     proxied: Client,
     proxies: Matcher,
+    names: Arc<Names>,
 }
 
 impl Clients {
+    /// Resolves names.
+    pub fn names(&self) -> &Arc<Names> {
+        &self.names
+    }
+
     pub fn direct(&self) -> &Client {
         &self.direct
     }
@@ -188,13 +194,14 @@ impl Network {
         let text = |url: &Option<String>| url.clone().unwrap_or_default();
         Ok(Clients {
             direct: build(builder(config, &tls).dns_resolver(ToAnywhere(names.clone())))?,
-            public: build(builder(config, &tls).dns_resolver(ToPublic(names, allow)))?,
+            public: build(builder(config, &tls).dns_resolver(ToPublic(names.clone(), allow)))?,
             proxied: build(proxied)?,
             proxies: Matcher::builder()
                 .http(text(&self.proxies.http))
                 .https(text(&self.proxies.https))
                 .no(text(&self.proxies.none_for))
                 .build(),
+            names,
         })
     }
 }

@@ -12,7 +12,7 @@ use crate::source::{Disproven, Parts, ProofOfRange, Prover, SourceError};
 type Outcome = Result<Parts, SourceError>;
 
 /// See the module.
-pub(super) struct Proving {
+pub(in crate::source) struct Proving {
     prover: Prover,
     /// The hashes, until they came; and the task that brings them.
     coming: Option<(Receiver<Outcome>, AbortOnDrop<()>)>,

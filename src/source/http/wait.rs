@@ -16,7 +16,7 @@ use crate::source::{Stall, StallKind};
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// The reads of one source that wait for a failing server.
-pub(super) struct Stalls {
+pub(in crate::source) struct Stalls {
     next: AtomicU64,
     waiting: Mutex<Waiting>,
 }
@@ -69,7 +69,7 @@ impl Stalls {
 
 /// How long a fetch is retried.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Patience {
+pub(in crate::source) enum Patience {
     /// Without end.
     Endless,
     /// For this time from this moment on, unless bytes come at the minimum rate (H8).
@@ -79,7 +79,7 @@ pub(super) enum Patience {
 }
 
 /// The patience of one fetch.
-pub(super) struct Wait {
+pub(in crate::source) struct Wait {
     number: u64,
     /// Notes that a reader waits; none when no reader waits for the fetch.
     stalls: Option<Arc<Stalls>>,
