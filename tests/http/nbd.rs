@@ -253,7 +253,9 @@ fn a_read_waits_for_whatever_a_server_may_recover_from() {
     until("a reader that waits", || source.stall().is_some());
     let stall = source.stall().unwrap();
     assert!(stall.kind == StallKind::Waiting && stall.why.contains("EIO"), "{stall:?}");
-    assert!(source.urls()[0].trouble.as_ref().unwrap().contains("EIO"));
+    until("a URL in trouble", || {
+        source.urls()[0].trouble.as_ref().is_some_and(|trouble| trouble.contains("EIO"))
+    });
     // Work for which nothing waits gives up.
     let error = reader.client.wait(reader.start(&source, 0..4096, Purpose::Hydrate)).unwrap().unwrap_err();
     assert_eq!(error.kind(), Unreachable);

@@ -22,6 +22,8 @@ use crate::source::{
 /// Bytes of one request, and requests of one fetch in flight.
 const PIECE: u64 = 256 << 10;
 const AHEAD: usize = 4;
+/// When a read fails sooner than this after it was sent, its connection had ended before.
+const AT_ONCE: Duration = Duration::from_millis(500);
 /// Pause of one fetch between two attempts that the gate would let through.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -225,6 +227,7 @@ impl NbdSource {
         let (http, purpose) = (&self.nbd.http, job.purpose);
         let _slots = (self.slots.get(self.party, purpose).await, http.slot(self.party, purpose).await);
         let (mut connection, mut is_old) = self.connection(target, pass).await?;
+        let sent = Instant::now();
         let (mut begun, mut ahead) = (*at, VecDeque::with_capacity(AHEAD));
         loop {
             while ahead.len() < AHEAD && begun < job.end {
@@ -241,7 +244,7 @@ impl NbdSource {
                     self.rate.took(bytes.len()).await;
                 }
                 // A connection that was idle may have ended meanwhile, which says nothing about the server.
-                Err(_) if is_old && !connection.works() => {
+                Err(_) if is_old && !connection.works() && sent.elapsed() < AT_ONCE => {
                     ahead.clear();
                     (connection, is_old) = self.connection(target, pass).await?;
                     begun = *at;
