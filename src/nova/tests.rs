@@ -187,22 +187,23 @@ fn bytes_that_nova_or_qemu_would_not_take_as_raw_are_refused() {
     let zeros = vec![0; HEAD];
     let mbr = begin(510, &[0x55, 0xaa]);
     let iso = begin(0x8001, b"CD001");
+    let formats: [(&str, usize, &[u8]); 10] = [
+        ("qcow2", 0, b"QFI\xfb\0\0\0\x03"),
+        ("qed", 0, b"QED\0"),
+        ("vmdk", 0, b"KDMV"),
+        ("vmdk", 0, b"# Disk DescriptorFile\nversion=1\n"),
+        ("vmdk", 0, b"#\n# x\nversion=1\n"),
+        ("vhd", 0, b"conectix"),
+        ("vhdx", 0, b"vhdxfile"),
+        ("vdi", 64, &[0x7f, 0x10, 0xda, 0xbe]),
+        ("luks", 0, b"LUKS\xba\xbe\0\x01"),
+        ("parallels", 0, b"WithouFreSpacExt"),
+    ];
     for of in ["raw", "qcow2", "vmdk"] {
         assert_eq!(refusal(of, &zeros), None);
         assert_eq!(refusal(of, &mbr), None);
         assert_eq!(refusal(of, b""), None, "a disk of no bytes");
-        for (name, at, magic) in [
-            ("qcow2", 0, &b"QFI\xfb\0\0\0\x03"[..]),
-            ("qed", 0, b"QED\0"),
-            ("vmdk", 0, b"KDMV"),
-            ("vmdk", 0, b"# Disk DescriptorFile\nversion=1\n"),
-            ("vmdk", 0, b"#\n# x\nversion=1\n"),
-            ("vhd", 0, b"conectix"),
-            ("vhdx", 0, b"vhdxfile"),
-            ("vdi", 64, &[0x7f, 0x10, 0xda, 0xbe]),
-            ("luks", 0, b"LUKS\xba\xbe\0\x01"),
-            ("parallels", 0, b"WithouFreSpacExt"),
-        ] {
+        for (name, at, magic) in formats {
             let why = refusal(of, &begin(at, magic)).unwrap_or_else(|| panic!("{of}, {name}"));
             assert!(why.contains(name), "{why}");
         }

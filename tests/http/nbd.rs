@@ -312,7 +312,7 @@ fn another_url_serves_while_one_is_down_or_the_base_is_moved() {
     source.set_urls(&[other.url()]).unwrap();
     is(reader.client.wait(waiting).unwrap(), &object, 7..4096);
     assert_eq!(source.set_urls(&["nbd://h/e#x".into()]).unwrap_err().kind(), Protocol);
-    source.set_urls(&[dead.clone()]).unwrap();
+    source.set_urls(std::slice::from_ref(&dead)).unwrap();
     let waiting = reader.start(&source, 0..4096, Purpose::Demand);
     until("a reader that waits", || source.stall().is_some());
     source.give_up(true);

@@ -159,10 +159,10 @@ fn peers_that_are_down_fail_no_hydration() {
 fn a_peer_is_asked_again_while_the_server_is_down() {
     let (client, object) = (Client::new(), Object::new(MIB));
     let (mut origin, peer) = (Server::start(object.clone()), peer(&object));
-    let (whole, begin) = (object.clone(), Instant::now());
+    let (whole, all, begin) = (object.clone(), 0..MIB as u64, Instant::now());
     peer.on(move |request| match begin.elapsed() < Duration::from_secs(2) {
         true => held(&whole, &[], request),
-        false => held(&whole, &[0..MIB as u64], request),
+        false => held(&whole, std::slice::from_ref(&all), request),
     });
     let source = open(&client, &origin, &[url(&peer)], &object);
     origin.stop();
