@@ -12,7 +12,7 @@ export PATH
 # shellcheck disable=SC2034
 TEST_PACKAGES=(shellcheck python3-venv g++ fuse3 fio qemu-utils qemu-system-x86 nbdkit libnbd-bin debootstrap e2fsprogs xfsprogs strace jq python3 curl nginx-light qemu-block-extra
     systemd-container prometheus rpm zsh fish man-db binutils dpkg-dev cpio kmod rsync socat libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
-    extlinux syslinux-common chromium fonts-dejavu-core)
+    extlinux syslinux-common chromium fonts-dejavu-core python3-libvirt)
 
 # What scripts/test-sources radosgw needs.
 # shellcheck disable=SC2034
