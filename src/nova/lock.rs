@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::io::record_lock::try_record_lock;
+use crate::io::record_lock::{try_record_lock, unlock_record};
 use crate::io::sys;
 
 const PAUSE: Duration = Duration::from_millis(20);
@@ -18,7 +18,14 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The lock. It is given back when this is dropped.
 #[derive(Debug)]
 pub struct NameLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        // It has no error that matters: the lock ends with the process.
+        let _ = unlock_record(&self.file);
+    }
 }
 
 impl NameLock {
@@ -29,7 +36,7 @@ impl NameLock {
             let file = open(path, owner)?;
             if try_record_lock(&file)? {
                 if sys::is_named(&file, path)? {
-                    return Ok(Some(Self { _file: file }));
+                    return Ok(Some(Self { file }));
                 }
                 // It was removed meanwhile; the next one is the lock.
                 continue;
