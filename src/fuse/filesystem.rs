@@ -282,12 +282,13 @@ impl Filesystem for PlyFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        // The kernel keeps the inode until it has the answer, and may let go of it after that.
+        reply.ok();
         match Node::of(ino.0) {
             Some(Node::Disk(disk)) => self.service.closed(disk),
             Some(Node::Base(base)) => self.service.closed_base(base),
             _ => {}
         }
-        reply.ok();
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

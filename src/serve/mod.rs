@@ -290,6 +290,7 @@ impl Service {
     pub fn closed(&self, disk: u64) {
         if let Ok(node) = self.disk(disk) {
             node.closed();
+            self.purge_later(&node);
         }
     }
 

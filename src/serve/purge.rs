@@ -81,14 +81,29 @@ impl Service {
     /// A frontend has let go of a disk: one without a name is purged, unless another caller has opened it meanwhile.
     pub fn forgotten(&self, disk: u64) {
         let Ok(node) = self.disk(disk) else { return };
+        // The message may be late; the frontends know whether a caller has the disk now.
+        self.purge_with(&node, Self::purge_unused);
+    }
+
+    /// A handle of a disk was closed. When the control socket has removed the disk, the frontends may still keep its name,
+    /// and would let go of it at the next lookup only.
+    pub(super) fn purge_later(&self, node: &DiskNode) {
+        if node.open_handles().is_none_or(|open| open == 0) {
+            self.purge_with(node, Self::purge);
+        }
+    }
+
+    fn purge_with(
+        &self,
+        node: &DiskNode,
+        purge: impl FnOnce(&Self, u64) -> Result<(), StoreError> + Send + 'static,
+    ) {
         if !node.is_unlinked() {
             return;
         }
-        let service = self.clone();
-        let lane = Lane::Purge(self.store.pool_of(&node));
-        self.runner.pool.spawn(lane, move || {
-            // The message may be late; the frontends know whether a caller has the disk now.
-            if let Err(error) = service.purge_unused(disk) {
+        let (service, disk) = (self.clone(), node.id());
+        self.runner.pool.spawn(Lane::Purge(self.store.pool_of(node)), move || {
+            if let Err(error) = purge(&service, disk) {
                 log::failed(Some(Target::Disk(disk)), &error);
             }
         });

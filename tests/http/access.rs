@@ -448,7 +448,7 @@ fn logs_and_errors_contain_no_secrets() {
         }
     });
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    for line in ["a URL of a new base", "reads of a base wait"] {
+    for line in ["a request failed", "reads of a base wait"] {
         assert!(log.contains(line), "not in the log: {line:?}: {log}");
     }
     for text in output.iter().chain([&log]) {

@@ -269,8 +269,9 @@ fn an_image_is_found_by_a_name_that_is_of_one_image() {
 #[test]
 fn the_images_of_a_cloud_are_listed_page_by_page() {
     let house = House::new();
+    let of = house.image.lock().unwrap().record.clone();
     let record = |number: u64, status: &str| {
-        let mut record = house.image.lock().unwrap().record.clone();
+        let mut record = of.clone();
         record["id"] = format!("0f3b1c1e-7b0a-4f3e-9d63-{number:012x}").into();
         record["status"] = status.into();
         record

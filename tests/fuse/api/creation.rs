@@ -7,7 +7,7 @@ use std::thread;
 use serde_json::{Value, json};
 
 use super::{Api, exchange};
-use crate::harness::{Killer, Storm, TestDaemon, until};
+use crate::harness::{Killer, Storm, TestDaemon, open, read_at, until};
 
 fn keyed(key: &str) -> String {
     format!("content-type: application/json\r\nidempotency-key: {key}\r\n")
@@ -138,4 +138,21 @@ fn of_commands_that_race_for_a_name_one_succeeds() {
     assert_eq!(daemon.json(&["disk", "ls"]).as_array().unwrap().len(), round);
     daemon.stop();
     daemon.ok(&["check"]);
+}
+
+// Regression: the kernel kept the name that the API had removed, and with it the disk, until something looked the name up.
+#[test]
+fn a_disk_that_was_removed_while_a_client_had_it_open_goes_at_its_last_close() {
+    let daemon = TestDaemon::on_disk();
+    let api = Api::of(&daemon);
+    let file = open(&daemon.create("d", false, 1 << 20));
+    let (status, answer) = api.ask("DELETE /v1/disks/{name}?force=true", "d", None);
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(read_at(&file, 0, 10), [0; 10], "its client still has it");
+    let left = || daemon.status()["unlinked_disks"].as_u64();
+    assert_eq!(left(), Some(1), "{}", daemon.status());
+    drop(file);
+    until("the removal", || (left() == Some(0)).then_some(()));
+    let deltas = daemon.store().join("deltas");
+    until("its files go", || std::fs::read_dir(&deltas).unwrap().next().is_none().then_some(()));
 }
