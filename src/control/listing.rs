@@ -14,6 +14,9 @@ use hyper::body::Frame;
 use super::pool::JobKind;
 use super::{ApiError, Cause, Control, in_pool};
 
+/// A list of fewer bytes is sent as a whole.
+const WHOLE: usize = 1 << 20;
+
 /// A part of the list: JSON, and the number after which the next one begins.
 type Part = (Vec<u8>, Option<u64>);
 type NextPart = Pin<Box<dyn Future<Output = Result<Part, ApiError>> + Send>>;
@@ -79,7 +82,18 @@ impl HttpBody for Disks {
 /// # Errors
 /// When too many commands hang.
 pub(super) async fn disks(control: Control) -> Result<Response, ApiError> {
-    let (first, after) = next(&control, 0).await?;
-    let body = Body::new(Disks { control, first: Some(first), after, next: None });
+    let (mut first, mut after) = next(&control, 0).await?;
+    while let Some(number) = after
+        && first.len() < WHOLE
+    {
+        let (text, behind) = next(&control, number).await?;
+        first.extend(text);
+        after = behind;
+    }
+    let body = match after {
+        // With its length, so that a client need not know of parts.
+        None => Body::from(first),
+        Some(_) => Body::new(Disks { control, first: Some(first), after, next: None }),
+    };
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }

@@ -370,14 +370,15 @@ impl Store {
             return Ok(());
         }
         let stays = |number: &u64| self.layers.is_open(*number) || self.pools.trouble_of([*number]).is_some();
-        let (read, free): (Vec<u64>, Vec<u64>) = dropped.into_iter().partition(stays);
+        let free: Vec<u64> = dropped.into_iter().filter(|number| !stays(number)).collect();
         if free.is_empty() {
             return Ok(());
         }
         let purge = |number: &u64| Delta::purge(&*self.pools.medium(*number), &*self.live, *number);
-        let purged = self.needed_by_none(node, free).iter().try_for_each(purge);
+        let purged = self.needed_by_none(node, free.clone()).iter().try_for_each(purge);
         purged.map_err(StoreError::io(format!("disk {}", node.name()), "removing its old layers"))?;
-        node.update(|record| record.lineage.dropped.retain(|number| read.contains(number)))
+        // Only these: more may have been dropped meanwhile.
+        node.update(|record| record.lineage.dropped.retain(|number| !free.contains(number)))
     }
 
     /// Removes what earlier changes dropped. To be called when the store is open. A failure is tried again later.

@@ -82,6 +82,27 @@ fn a_removal_that_keeps_failing_is_tried_ever_less_often_up_to_once_a_minute() {
     assert!(!store.disk("a").unwrap().has_dropped());
 }
 
+// What a request dropped while a removal was under way left the list with what that one removed, and its files stayed.
+#[test]
+fn what_is_dropped_while_a_removal_runs_stays_on_the_list() {
+    let sim = SimStore::new();
+    let store = sim.open();
+    let node = store.create_disks(&[blank("a")]).unwrap().remove(0);
+    let (first, second) = (store.new_number().unwrap(), store.new_number().unwrap());
+    node.update(|record| record.lineage.dropped.push(first)).unwrap();
+    let (dropping, seen) = (node.clone(), AtomicUsize::new(0));
+    sim.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
+        if event.call == Call::Remove && seen.fetch_add(1, Ordering::Relaxed) == 0 {
+            dropping.update(|record| record.lineage.dropped.push(second)).unwrap();
+        }
+        Ok(())
+    })));
+    store.remove_all_dropped();
+    assert_eq!(node.lineage().dropped, [second]);
+    store.remove_all_dropped();
+    assert!(!node.has_dropped());
+}
+
 /// Guards D93.
 #[test]
 fn a_snapshot_is_refused_while_indexes_that_cannot_be_written_take_too_much_memory() {
