@@ -363,11 +363,11 @@ impl SimStore {
             .collect();
         self.store().detach_idle(Duration::ZERO, Duration::ZERO);
         self.store().tend_maps();
-        let mut failed = Vec::new();
+        let (mut failed, mut refusing) = (Vec::new(), Vec::new());
         for (node, epoch, mark) in before {
             match node.peek() {
                 None => _ = self.model_of(&node, |m| m.flushed(&mark)),
-                Some(_) if epoch != 0 => {}
+                Some(_) if epoch != 0 => refusing.push(node.name()),
                 Some(disk) => {
                     if disk.delta().error_epoch() != epoch {
                         let _ = self.model_of(&node, DiskModel::doubt);
@@ -375,6 +375,10 @@ impl SimStore {
                     failed.push(node.name());
                 }
             }
+        }
+        // A disk whose sync failed before stays in any case. It may be the one that met this fault.
+        if self.hook.fault.lock().hit.is_some() {
+            failed.append(&mut refusing);
         }
         if failed.is_empty() { Outcome::Done } else { Outcome::Failed(format!("{failed:?} stay attached")) }
     }
