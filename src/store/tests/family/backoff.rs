@@ -88,8 +88,13 @@ fn what_is_dropped_while_a_removal_runs_stays_on_the_list() {
     let sim = SimStore::new();
     let store = sim.open();
     let node = store.create_disks(&[blank("a")]).unwrap().remove(0);
-    let (first, second) = (store.new_number().unwrap(), store.new_number().unwrap());
-    node.update(|record| record.lineage.dropped.push(first)).unwrap();
+    store.snapshot("a", "zero", None).unwrap();
+    put(&store, "a", 0, 1);
+    let disk = node.attach().unwrap();
+    store.rollback("a", "zero", None).unwrap();
+    drop(disk);
+    assert!(node.has_dropped());
+    let second = store.new_number().unwrap();
     let (dropping, seen) = (node.clone(), AtomicUsize::new(0));
     sim.medium.set_hook(Some(Arc::new(move |event: &Event<'_>| {
         if event.call == Call::Remove && seen.fetch_add(1, Ordering::Relaxed) == 0 {
