@@ -163,12 +163,17 @@ impl SimStore {
         let share = share_of_layers(rng);
         for _ in 0..steps {
             let op = any(rng, &self.hook.model.lock().names, share);
-            if rng.chance(8) {
+            // The first calls of a hydration are those of its record.
+            let again = matches!(op, Op::Hydrate { .. }).then(|| op.clone());
+            let (percent, calls) = if again.is_some() { (40, 30) } else { (8, 7) };
+            if rng.chance(percent) {
                 let mut fault = self.hook.fault.lock();
-                fault.skip = Some(rng.below(7));
+                fault.skip = Some(rng.below(calls));
                 fault.errno = *rng.pick(&[libc::EIO, libc::ENOSPC]);
             }
             self.run(op)?;
+            // An operator asks again for what may have failed.
+            again.filter(|_| rng.chance(50)).map_or(Ok(()), |op| self.run(op))?;
             let often = self.hook.model.lock().names.flushing != Flushing::Never && rng.chance(25);
             let more = if often { flushing::some(rng, &self.hook.model.lock().names) } else { Vec::new() };
             more.into_iter().try_for_each(|op| self.run(op))?;

@@ -75,7 +75,7 @@ fn first_seed(fault: Mutant) -> u64 {
         Mutant::ChecksumIgnored | Mutant::WordsNotRestored | Mutant::RecordRemovedFirst => 2,
         Mutant::GrowthNotCut | Mutant::NamesNotSynced => 4,
         Mutant::LostNotRewritten => 24,
-        Mutant::CacheBlockNotRewritten => 8,
+        Mutant::CacheBlockNotRewritten => 20,
         Mutant::TrashNotedLate => 5,
         Mutant::CarriedOutlivesSync
         | Mutant::CarriedNotSettled

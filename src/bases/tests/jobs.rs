@@ -22,6 +22,15 @@ fn progress(house: &House, id: &str, is_so: impl Fn(&Progress) -> bool) -> Progr
     }
 }
 
+#[track_caller]
+fn until(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < end);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
 fn ids(house: &House) -> Vec<String> {
     house.bases.jobs().iter().map(|job| super::super::jobs::id(job.progress.what, &job.base)).collect()
 }
@@ -78,6 +87,8 @@ fn a_cancel_that_would_lose_the_last_copy_is_refused() {
     let path = house.image("b.raw", 1);
     let base = house.add(raw("b", &path)).unwrap();
     house.bases.hydrate("b", SLOW).unwrap();
+    // A job that finds no file fails.
+    until(|| house.kept(&base) > 0);
     fs::remove_file(&path).unwrap();
     let refused = house.bases.cancel_job("hydrate-b").unwrap_err();
     assert_eq!(refused.kind(), Kind::Invalid);

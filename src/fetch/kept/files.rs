@@ -84,15 +84,19 @@ impl Opened {
         read_now(&*self.blocks, buf, offset)
     }
 
-    /// Creates empty files with this header.
+    /// Creates empty files with this header. After an error there are none, as far as they can be removed.
     pub fn create(medium: &dyn Medium, header: &mut CacheHeader) -> io::Result<Self> {
         medium.make_dir(DIR)?;
         let key = SourceKey(header.key);
         // Remove first, so that a reader with open files of these names goes on with the old ones.
         remove(medium, &key)?;
-        let sums = medium.open(&sums_name(&key), Open::Create)?;
+        Self::create_new(medium, header, &key).inspect_err(|_| _ = remove(medium, &key))
+    }
+
+    fn create_new(medium: &dyn Medium, header: &mut CacheHeader, key: &SourceKey) -> io::Result<Self> {
+        let sums = medium.open(&sums_name(key), Open::Create)?;
         sums.set_len(0)?;
-        let blocks = medium.open(&blocks_name(&key), Open::Create)?;
+        let blocks = medium.open(&blocks_name(key), Open::Create)?;
         blocks.set_len(0)?;
         let files = Self { blocks, sums };
         header.direct = true;

@@ -255,3 +255,22 @@ fn blocks_that_a_failed_sync_may_have_lost_are_written_again_before_the_next_syn
         }
     }
 }
+
+/// Regression: a header whose second copy could not be written stayed, and the check of a stopped store found damage.
+#[test]
+fn files_that_cannot_be_created_whole_do_not_stay() {
+    for call in [Call::Create, Call::SetLen, Call::Write] {
+        for skip in 0..3 {
+            let medium = SimMedium::new(skip);
+            let cache = open(&medium);
+            medium.plan(fault(call, DIR, skip, 1, libc::ENOSPC));
+            put(&cache.attach(key(1), SIZE), 0, 5);
+            medium.forget_faults();
+            cache.tick();
+            cache.flush().unwrap();
+            drop(cache);
+            let found = check(&medium, Checksums::Compare, Repair::No).unwrap();
+            assert_eq!(found, [], "{call:?} {skip}");
+        }
+    }
+}
