@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use super::copies::Copies;
 use super::flushing::{self, Flushing};
-use super::hook::HookState;
+use super::hook::{HookState, PlannedFault};
 use super::model::{BaseModel, DiskModel, FlushMark, Interruption, Model, Names};
 use super::operation::{Op, Stand, any, share_of_layers};
 use super::{Campaign, Counts, cut, encryption};
@@ -167,9 +167,8 @@ impl SimStore {
             let again = matches!(op, Op::Hydrate { .. }).then(|| op.clone());
             let (percent, calls) = if again.is_some() { (40, 30) } else { (8, 7) };
             if rng.chance(percent) {
-                let mut fault = self.hook.fault.lock();
-                fault.skip = Some(rng.below(calls));
-                fault.errno = *rng.pick(&[libc::EIO, libc::ENOSPC]);
+                let (skip, errno) = (Some(rng.below(calls)), *rng.pick(&[libc::EIO, libc::ENOSPC]));
+                *self.hook.fault.lock() = PlannedFault { skip, errno, hit: None };
             }
             self.run(op)?;
             // An operator asks again for what may have failed.
