@@ -170,7 +170,13 @@ impl HostSources {
         let size = file.identity.size;
         let pages = self.proof_pages(&base.urls_of(file), size, proof, &base.options);
         self.open_proofs.add(SourceKey(proven_key(&proof.root, size)), &pages);
-        Ok(Arc::new(ProvenRemote::new(remote, pages, proof.places.clone())))
+        let proven = ProvenRemote::new(remote, pages, proof.places.clone());
+        Ok(Arc::new(proven.with_relatives(self.relatives.clone())))
+    }
+
+    /// Bytes of bases that came from what the host has of other bases, since the start of the worker.
+    pub fn relative_bytes(&self) -> u64 {
+        self.relatives.bytes()
     }
 
     /// The pages of the proof of a file that is read at `urls`. Asks no server.
