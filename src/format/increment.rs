@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(&bytes[..10], b"PLYINCRE\x01\x00");
         assert_eq!(&bytes[40..53], b"\x08\x07\x06\x05\x04\x03\x02\x01\x03\x00vm1");
         let frame = Frames::new(&header()).encode(FrameKind::Data, 4096, 3, b"abc");
-        let text = hex::encode(&frame);
+        let text = hex::encode(frame);
         assert_eq!(&text[..48], "010000000000000000100000000000000300000000000000");
         let sum =
             crc32c::crc32c(&[&header().nonce.to_le_bytes()[..], &[0; 8], &frame[..24], b"abc"].concat());
