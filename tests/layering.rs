@@ -249,7 +249,15 @@ fn kinds_of_sources_are_told_apart_in_three_places() {
     /// Enums with a variant for each kind: what follows is one of them.
     const OF_ALL_KINDS: &[&str] = &["Validator", "Location"];
     /// What is of one kind.
-    const OF_ONE_KIND: &[&str] = &["HttpIdentity", "HttpSource", "FileIdentity", "GlanceIdentity"];
+    const OF_ONE_KIND: &[&str] = &[
+        "HttpIdentity",
+        "HttpSource",
+        "FileIdentity",
+        "GlanceIdentity",
+        "NbdIdentity",
+        "NbdSource",
+        "OciIdentity",
+    ];
     // The offline check compares metadata of files without opening them.
     const EXCEPT: &[(&str, &str)] = &[("src/check/mod.rs", "FileIdentity")];
     // A path is asked for as such where no kind of source is meant: is it below the mount of this daemon?

@@ -143,7 +143,7 @@ mod tests {
     /// Other keys would lose what the stores of all hosts have in `cache/`.
     #[test]
     fn the_keys_of_the_known_kinds_stay_what_they_are() {
-        let hex = |key: SourceKey| key.0[..8].iter().map(|b| format!("{b:02x}")).collect::<String>();
+        let hex = |key: SourceKey| hex::encode(&key.0[..8]);
         let file = || Validator::File { mtime_ns: 77, inode: 12 };
         let tag = || http(Some("\"abc\""), Some("Sat, 21 Nov 2026 10:00:00 GMT"));
         let sha256 = || Some(Digest::Sha256([7; 32]));

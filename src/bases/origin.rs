@@ -19,11 +19,11 @@ use crate::format::record::{
     BaseIdentity, BaseOptions, BaseRecord, FileProof, ImageFile, ImageFormat, Strictness, Validator,
 };
 use crate::source::http::peer::ContentName;
-use crate::source::http::{HttpIdentity, HttpSource, Probed, ProbedImage, RemoteOptions};
+use crate::source::http::{HttpIdentity, HttpSource, Probed, ProbedArtifact, ProbedImage, RemoteOptions};
 use crate::source::openstack::{ImagePlace, ImageRecord, Whereabouts};
 use crate::source::{
-    FileSource, GlanceIdentity, Kind, Location, NbdIdentity, OpenImage, RemoteSource, Source, SourceError,
-    SourceErrorKind, compare, proven_key, shown,
+    FileSource, GlanceIdentity, Kind, Location, NbdIdentity, OciIdentity, OpenImage, RemoteSource, Section,
+    Source, SourceError, SourceErrorKind, compare, proven_key, shown,
 };
 
 /// Threads that read one file that is copied.
@@ -114,6 +114,11 @@ impl HostSources {
                 let (identity, head) = probed.await.map_err(cancelled)??;
                 Ok(Some(ProbedFile { identity: identity.into(), head, format: None, url: first }))
             }
+            Kind::Oci => {
+                let probed = self.handle().spawn(async move { http.probe_artifact(&asked, &options).await });
+                let ProbedArtifact { identity, head, url } = probed.await.map_err(cancelled)??;
+                Ok(Some(ProbedFile { identity, head, format: None, url }))
+            }
             Kind::Glance => {
                 let whole = delivery == Delivery::Whole;
                 let probed =
@@ -165,7 +170,13 @@ impl HostSources {
         let size = file.identity.size;
         let pages = self.proof_pages(&base.urls_of(file), size, proof, &base.options);
         self.open_proofs.add(SourceKey(proven_key(&proof.root, size)), &pages);
-        Ok(Arc::new(ProvenRemote::new(remote, pages, proof.places.clone())))
+        let proven = ProvenRemote::new(remote, pages, proof.places.clone());
+        Ok(Arc::new(proven.with_relatives(self.relatives.clone())))
+    }
+
+    /// Bytes of bases that came from what the host has of other bases, since the start of the worker.
+    pub fn relative_bytes(&self) -> u64 {
+        self.relatives.bytes()
     }
 
     /// The pages of the proof of a file that is read at `urls`. Asks no server.
@@ -216,6 +227,11 @@ impl HostSources {
         }
         if let Some(export) = NbdIdentity::of(&file.identity) {
             return Ok(self.nbd().open(&base.urls_of(file), &export, options_of(&base.options)));
+        }
+        if let Some(artifact) = OciIdentity::of(&file.identity) {
+            let blob = self.http().open_artifact(&base.urls_of(file), &artifact, options_of(&base.options));
+            let range = artifact.offset..artifact.offset.saturating_add(artifact.size);
+            return Ok(if artifact.is_all() { blob } else { Arc::new(Section::new(blob, range)) });
         }
         Ok(match HttpIdentity::of(&file.identity) {
             // Of a web server or a bucket.

@@ -19,7 +19,7 @@ use super::copies::{Copies, CopyLimits, FileCopies, SpawnIn};
 use super::keys::{keys_of, older_key};
 use super::lane::Lane;
 use super::lend::LentCounters;
-use super::proofs::{OpenProofs, PAGES, ProofDisk};
+use super::proofs::{OpenProofs, PAGES, ProofDisk, Relatives};
 use super::whole::WholeImages;
 use crate::config::{Config, HttpConfig};
 use crate::events::{Event, Events, Kind, Reason, Traffic};
@@ -222,6 +222,7 @@ pub struct HostSources {
     /// The images that come as a whole.
     pub(super) wholes: WholeImages,
     pub(super) open_proofs: OpenProofs,
+    pub(super) relatives: Arc<Relatives>,
     /// What other hosts were sent.
     lent: LentCounters,
 }
@@ -264,6 +265,7 @@ impl HostSources {
             })),
             proven_pages: Arc::new(ProvenPages::new(PAGES)),
             proof_disk: ProofDisk::new(kept.cache.clone()),
+            relatives: Relatives::new(kept.cache.clone()),
             kept,
             troubled: Mutex::default(),
             inherited: OnceLock::new(),

@@ -111,5 +111,5 @@ fn hex(digest: &Expected) -> String {
         Expected::Sha(Digest::Sha256(bytes)) | Expected::Blake3(bytes) => bytes,
         Expected::Sha(Digest::Sha512(bytes)) => bytes,
     };
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(bytes)
 }

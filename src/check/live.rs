@@ -16,7 +16,7 @@ impl Check<'_> {
     pub(super) fn find_live_maps(&mut self, runtime_dir: &Path, superblock: Option<&Superblock>) {
         let Ok(meta) = fs::metadata(self.store) else { return };
         self.find_arena(&meta);
-        let uuid = superblock.map(|s| s.uuid[..4].iter().map(|b| format!("{b:02x}")).collect::<String>());
+        let uuid = superblock.map(|s| hex::encode(&s.uuid[..4]));
         let (prefix, suffix) = match uuid {
             Some(uuid) => (format!("plyfs-{uuid}-"), format!("{}-{}", meta.dev(), meta.ino())),
             // Without the superblock, only the directory's device and inode are known.

@@ -206,7 +206,7 @@ pub(super) enum Base {
         /// Name of the new base
         #[arg(value_parser = args::new_name)]
         name: String,
-        /// Path or URL of the image
+        /// Path or URL of the image: https, s3, swift, glance, nbd, nbd+unix or oci; or a block device
         #[arg(required_unless_present = "source_file")]
         source: Option<String>,
         /// Read the path or URL from the first line of a file, to hide it from other users, who see command lines

@@ -1,6 +1,7 @@
 //! `plyfs job` and `plyfs jobs`: work on whole bases and on disks in the background, and copies of disks.
 
 use clap::Subcommand;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::Global;
 use super::client::read;
@@ -123,9 +124,8 @@ fn list(listing: &Listing, global: &Global) -> Result<(), CliError> {
 
 /// The path of a job. An identifier that no job can have goes to the daemon as one that no job has.
 fn path(id: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    let byte = |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02x}") };
-    format!("/v1/jobs/{}", id.bytes().map(byte).collect::<String>())
+    const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'.').remove(b'_').remove(b'-');
+    format!("/v1/jobs/{}", utf8_percent_encode(id, ESCAPED))
 }
 
 impl Job {

@@ -126,7 +126,7 @@ impl Key {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes)
             .map_err(|error| CliError::Runtime(std::io::Error::other(error.to_string())))?;
-        Ok(Self(bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+        Ok(Self(hex::encode(bytes)))
     }
 
     /// The value of the header.

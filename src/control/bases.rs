@@ -13,7 +13,7 @@ use super::wire::{
     self, AddBase, Backing, Base, Below, Format, FurtherCopy, Identity, Removed, Server, Work, rfc3339,
     rfc3339_millis,
 };
-use super::{Answer, ApiError, Cause, Control, Name, blocking, hex};
+use super::{Answer, ApiError, Cause, Control, Name, blocking};
 use crate::bases::copies::CopyView;
 use crate::bases::proofs::Wanted;
 use crate::bases::sources::BaseHealth;
@@ -24,14 +24,9 @@ use crate::source::{Location, shown};
 use crate::store::BaseNode;
 
 fn unhex<const N: usize>(key: &str, text: &str) -> Result<[u8; N], ApiError> {
-    let bad = || ApiError::invalid(format!("{key} is not a digest; give {} hexadecimal digits", 2 * N));
+    let bad = |_| ApiError::invalid(format!("{key} is not a digest; give {} hexadecimal digits", 2 * N));
     let mut out = [0; N];
-    if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return Err(bad());
-    }
-    for (i, byte) in out.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).map_err(|_| bad())?;
-    }
+    hex::decode_to_slice(text, &mut out).map_err(bad)?;
     Ok(out)
 }
 
@@ -256,8 +251,8 @@ impl Control {
         let record = node.record();
         let options = node.options();
         let (sha256, sha512) = match &record.image.identity.digest {
-            Some(Digest::Sha256(d)) => (Some(hex(d)), None),
-            Some(Digest::Sha512(d)) => (None, Some(hex(d))),
+            Some(Digest::Sha256(d)) => (Some(hex::encode(d)), None),
+            Some(Digest::Sha512(d)) => (None, Some(hex::encode(d))),
             None => (None, None),
         };
         let (etag, last_modified) = record.image.identity.validator.http();
@@ -300,7 +295,7 @@ impl Control {
             digest_verified: verified,
             sha256,
             sha512,
-            blake3: record.image.proof.as_ref().map(|proof| hex(&proof.root)),
+            blake3: record.image.proof.as_ref().map(|proof| hex::encode(proof.root)),
             proof: record.image.proof.as_ref().and_then(|proof| Some(shown(proof.places.first()?))),
             etag: etag.map(str::to_owned),
             last_modified: last_modified.map(str::to_owned),

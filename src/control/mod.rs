@@ -166,10 +166,6 @@ async fn in_pool<T: Send + 'static>(
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 async fn no_such_resource() -> ApiError {
     ApiError::new(Cause::NotFound, "there is no such resource; see /v1/openapi.json")
 }

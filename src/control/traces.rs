@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::pool::JobKind;
 use super::wire::{self, Recording, Removed, TraceFile, rfc3339};
-use super::{Answer, ApiError, Cause, Control, Name, blocking, hex, in_pool};
+use super::{Answer, ApiError, Cause, Control, Name, blocking, in_pool};
 use crate::format::record::Digest;
 use crate::format::trace::{Origin, Trace};
 use crate::format::{BLOCK, Kind};
@@ -52,9 +52,9 @@ fn object(base: &BaseNode, saved: &SavedTrace) -> wire::Trace {
     };
     let origin = match &trace.origin {
         Origin::Unknown => None,
-        Origin::Digest(Digest::Sha256(digest)) => Some(wire::Origin::Sha256(hex(digest))),
-        Origin::Digest(Digest::Sha512(digest)) => Some(wire::Origin::Sha512(hex(digest))),
-        Origin::Validator(hash) => Some(wire::Origin::Validator(hex(hash))),
+        Origin::Digest(Digest::Sha256(digest)) => Some(wire::Origin::Sha256(hex::encode(digest))),
+        Origin::Digest(Digest::Sha512(digest)) => Some(wire::Origin::Sha512(hex::encode(digest))),
+        Origin::Validator(hash) => Some(wire::Origin::Validator(hex::encode(hash))),
     };
     let (mut ranges, mut fetch) = (0u64, 0u64);
     for range in Player::new(trace, trace.size) {

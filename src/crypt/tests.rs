@@ -20,7 +20,7 @@ fn key(seed: u8) -> DataKey {
 }
 
 fn hex(text: &str) -> Vec<u8> {
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    hex::decode(text).unwrap()
 }
 
 /// IEEE 1619-2007, vector 10. Its data unit has 512 bytes; a unit of 4096 bytes begins the same.

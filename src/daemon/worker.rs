@@ -205,7 +205,7 @@ fn end_at_panic(channel: Arc<Channel>) {
 /// name.
 pub fn live_dir_name(superblock: &Superblock, store: &std::path::Path) -> io::Result<String> {
     let meta = std::fs::metadata(store)?;
-    let uuid: String = superblock.uuid[..4].iter().map(|b| format!("{b:02x}")).collect();
+    let uuid = hex::encode(&superblock.uuid[..4]);
     Ok(format!("plyfs-{uuid}-{}-{}", meta.dev(), meta.ino()))
 }
 

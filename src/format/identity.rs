@@ -68,6 +68,15 @@ pub enum Validator {
         /// Its name; empty for the default export.
         export: String,
     },
+    /// A blob of an OCI registry, or a part of it.
+    Oci {
+        /// The digest of the blob: `sha256:` and 64 digits.
+        digest: String,
+        /// Bytes of the blob.
+        blob: u64,
+        /// Where in the blob the disk begins.
+        offset: u64,
+    },
 }
 
 /// How the data of an image is read.
@@ -137,6 +146,7 @@ impl Validator {
             Self::Glance { .. } => 3,
             Self::Device { .. } => 4,
             Self::Nbd { .. } => 5,
+            Self::Oci { .. } => 6,
         }
     }
 
@@ -160,6 +170,9 @@ impl Validator {
             Self::Nbd { export } => {
                 w.bytes(export.as_bytes());
             }
+            Self::Oci { digest, blob, offset } => {
+                w.bytes(digest.as_bytes()).u64(*blob).u64(*offset);
+            }
         }
     }
 
@@ -182,6 +195,7 @@ impl Validator {
             }),
             4 => Ok(Self::Device { number: r.u64()?, names: get_names(r)? }),
             5 => Ok(Self::Nbd { export: r.text()? }),
+            6 => Ok(Self::Oci { digest: r.text()?, blob: r.u64()?, offset: r.u64()? }),
             other => Err(r.newer(format!("kind {other} of a source is not known; use a newer plyfs"))),
         }
     }
@@ -194,7 +208,8 @@ impl Validator {
             | Self::Http { .. }
             | Self::S3 { .. }
             | Self::Glance { .. }
-            | Self::Nbd { .. } => None,
+            | Self::Nbd { .. }
+            | Self::Oci { .. } => None,
         }
     }
 
@@ -202,7 +217,11 @@ impl Validator {
     pub fn is_local(&self) -> bool {
         match self {
             Self::File { .. } | Self::Device { .. } => true,
-            Self::Http { .. } | Self::S3 { .. } | Self::Glance { .. } | Self::Nbd { .. } => false,
+            Self::Http { .. }
+            | Self::S3 { .. }
+            | Self::Glance { .. }
+            | Self::Nbd { .. }
+            | Self::Oci { .. } => false,
         }
     }
 
@@ -214,7 +233,8 @@ impl Validator {
             | Self::Http { .. }
             | Self::S3 { .. }
             | Self::Glance { .. }
-            | Self::Nbd { .. } => None,
+            | Self::Nbd { .. }
+            | Self::Oci { .. } => None,
         }
     }
 
@@ -224,7 +244,11 @@ impl Validator {
             Self::Http { etag, last_modified } | Self::S3 { etag, last_modified, .. } => {
                 (etag.as_deref(), last_modified.as_deref())
             }
-            Self::File { .. } | Self::Device { .. } | Self::Glance { .. } | Self::Nbd { .. } => (None, None),
+            Self::File { .. }
+            | Self::Device { .. }
+            | Self::Glance { .. }
+            | Self::Nbd { .. }
+            | Self::Oci { .. } => (None, None),
         }
     }
 
@@ -236,7 +260,8 @@ impl Validator {
             | Self::Device { .. }
             | Self::Http { .. }
             | Self::Glance { .. }
-            | Self::Nbd { .. } => None,
+            | Self::Nbd { .. }
+            | Self::Oci { .. } => None,
         }
     }
 

@@ -24,7 +24,7 @@ pub struct Moment(pub [u8; 16]);
 
 impl std::fmt::Display for Moment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 
@@ -261,7 +261,7 @@ mod tests {
         assert_eq!(&bytes[..10], b"PLYINCRE\x01\x00");
         assert_eq!(&bytes[40..53], b"\x08\x07\x06\x05\x04\x03\x02\x01\x03\x00vm1");
         let frame = Frames::new(&header()).encode(FrameKind::Data, 4096, 3, b"abc");
-        let text: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+        let text = hex::encode(frame);
         assert_eq!(&text[..48], "010000000000000000100000000000000300000000000000");
         let sum =
             crc32c::crc32c(&[&header().nonce.to_le_bytes()[..], &[0; 8], &frame[..24], b"abc"].concat());

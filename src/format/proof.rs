@@ -284,5 +284,5 @@ impl Builder {
 
 /// A hash as it is written: 64 hexadecimal digits, as `b3sum` prints it.
 pub fn hex(hash: &Hash) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(hash)
 }

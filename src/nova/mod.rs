@@ -56,7 +56,7 @@ pub struct Instances {
 
 /// The name that Nova gives an image in its cache: SHA-1 of the ID, in hexadecimal digits.
 pub fn cache_name(image: &str) -> String {
-    Sha1::digest(image.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha1::digest(image.as_bytes()))
 }
 
 fn about(path: &Path) -> impl FnOnce(io::Error) -> io::Error + '_ {

@@ -35,7 +35,8 @@ impl HttpIdentity {
             Validator::File { .. }
             | Validator::Device { .. }
             | Validator::Glance { .. }
-            | Validator::Nbd { .. } => return None,
+            | Validator::Nbd { .. }
+            | Validator::Oci { .. } => return None,
         };
         let [etag, last_modified, version] = [etag, last_modified, version].map(Clone::clone);
         Some(Self { size: identity.size, etag, last_modified, version })

@@ -6,7 +6,7 @@
 //! (`tests/layering.rs`). What must hold: [`compare`] alone decides whether an object is the one that was registered.
 
 use super::identity::{KeyParts, Verdict};
-use super::{device, file, glance_identity, http_identity, nbd_identity, s3};
+use super::{device, file, glance_identity, http_identity, nbd_identity, oci_identity, s3};
 use crate::format::record::{BaseIdentity, Strictness, Validator};
 
 /// A kind of source.
@@ -24,6 +24,8 @@ pub enum Kind {
     Glance,
     /// An export of an NBD server.
     Nbd,
+    /// A blob of a registry.
+    Oci,
 }
 
 impl Kind {
@@ -36,6 +38,7 @@ impl Kind {
             Validator::S3 { .. } => Self::S3,
             Validator::Glance { .. } => Self::Glance,
             Validator::Nbd { .. } => Self::Nbd,
+            Validator::Oci { .. } => Self::Oci,
         }
     }
 
@@ -47,6 +50,7 @@ impl Kind {
             Self::S3 => "an object of a bucket",
             Self::Glance => "an image of a Glance",
             Self::Nbd => "an export of an NBD server",
+            Self::Oci => "a blob of a registry",
         }
     }
 }
@@ -60,6 +64,7 @@ pub fn compare(registered: &BaseIdentity, found: &BaseIdentity, strictness: Stri
         Kind::Http | Kind::S3 => http_identity::compare(registered, found, strictness),
         Kind::Glance => glance_identity::compare(registered, found, strictness),
         Kind::Nbd => nbd_identity::compare(registered, found, strictness),
+        Kind::Oci => oci_identity::compare(registered, found),
     };
     verdict.unwrap_or_else(|| {
         let noun = |identity: &BaseIdentity| Kind::of_validator(&identity.validator).noun();
@@ -80,6 +85,7 @@ pub fn key_parts(validator: &Validator) -> KeyParts {
         }
         Validator::Glance { id, hash, .. } => glance_identity::key_parts(id, hash),
         Validator::Nbd { export } => nbd_identity::key_parts(export),
+        Validator::Oci { digest, offset, .. } => oci_identity::key_parts(digest, *offset),
     }
 }
 
@@ -105,6 +111,8 @@ mod places {
         ("swift", Kind::Http),
         ("nbd", Kind::Nbd),
         ("nbd+unix", Kind::Nbd),
+        ("oci", Kind::Oci),
+        ("oci+http", Kind::Oci),
     ];
 
     /// What the kinds of sources that are fetched by HTTP have of the configuration.
@@ -129,6 +137,9 @@ mod places {
             }
             match Kind::of(source)? {
                 Kind::S3 => self.s3.locate(source, pinned.and_then(|pinned| pinned.version.as_deref())),
+                Kind::Oci => {
+                    http::locate_artifact(source, pinned.and_then(|pinned| pinned.version.as_deref()))
+                }
                 Kind::Http | Kind::Glance | Kind::Nbd | Kind::File | Kind::Device => {
                     let mut located = Located::web(source)?;
                     if located.authoriser.is_none() {
@@ -180,19 +191,22 @@ mod places {
                 Self::File | Self::Device => Ok(()),
                 Self::Http | Self::S3 => places.try_for_each(|url| match Self::of(url)? {
                     Self::S3 => s3::check_url(url),
-                    Self::Http | Self::Glance | Self::Nbd | Self::File | Self::Device => http::check_url(url),
+                    Self::Http | Self::Glance | Self::Nbd | Self::Oci | Self::File | Self::Device => {
+                        http::check_url(url)
+                    }
                 }),
                 Self::Glance => places.try_for_each(|url| http::check_image_url(url)),
                 Self::Nbd => places.try_for_each(|url| nbd::check_url(url)),
+                Self::Oci => places.try_for_each(|url| http::check_artifact_url(url)),
             }
         }
 
         /// Whether an object of this kind has a name that another object beside it can have with a suffix. An image of a
-        /// Glance has an ID, and exports are no files.
+        /// Glance has an ID, and exports and blobs are no files.
         pub fn has_neighbours(self) -> bool {
             match self {
                 Self::File | Self::Device | Self::Http | Self::S3 => true,
-                Self::Glance | Self::Nbd => false,
+                Self::Glance | Self::Nbd | Self::Oci => false,
             }
         }
 
@@ -202,7 +216,7 @@ mod places {
                 Self::File | Self::Device => format!("{place}{suffix}"),
                 // A key has any character but ?, and the version behind that is one of the object.
                 Self::S3 => format!("{}{suffix}", place.split('?').next().unwrap_or(place)),
-                Self::Http | Self::Glance | Self::Nbd => {
+                Self::Http | Self::Glance | Self::Nbd | Self::Oci => {
                     let end = place.find(['?', '#']).unwrap_or(place.len());
                     let end_of_query = place.find('#').unwrap_or(place.len()).max(end);
                     format!("{}{suffix}{}", &place[..end], &place[end..end_of_query])
@@ -214,7 +228,9 @@ mod places {
         pub fn identity(self, found: HttpIdentity) -> BaseIdentity {
             match self {
                 Self::S3 => found.of_bucket(),
-                Self::Http | Self::Glance | Self::Nbd | Self::File | Self::Device => found.of_web(),
+                Self::Http | Self::Glance | Self::Nbd | Self::Oci | Self::File | Self::Device => {
+                    found.of_web()
+                }
             }
         }
     }

@@ -23,6 +23,9 @@ mod location;
 #[cfg(feature = "daemon")]
 pub mod nbd;
 mod nbd_identity;
+#[cfg(feature = "daemon")]
+mod oci;
+mod oci_identity;
 mod open;
 #[cfg(feature = "daemon")]
 pub mod openstack;
@@ -33,6 +36,7 @@ mod proven_file;
 mod provenance;
 mod remote;
 mod s3;
+mod section;
 #[cfg(test)]
 mod tests;
 
@@ -54,12 +58,14 @@ pub use kind::shown;
 pub use kind::{Kind, compare, key_parts};
 pub use location::Location;
 pub use nbd_identity::NbdIdentity;
+pub use oci_identity::OciIdentity;
 pub use open::{OpenHere, OpenImage, Opened};
 pub use patience::{Wanted, without_files};
 pub use proven::{Disproven, Parts, ProofOfRange, Prover, disproven, proven_key};
 pub use proven_file::{ProofFile, ProvenFile};
 pub use provenance::{Provenance, note, observe};
 pub use remote::{Deliver, Fetch, Purpose, RemoteSource, Spawn, Stall, StallKind, UrlState};
+pub use section::Section;
 
 /// One immutable object, which any number of threads may read at once.
 pub trait Source: Send + Sync {

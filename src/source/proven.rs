@@ -83,6 +83,15 @@ impl Parts {
         Self { first: self.first + number, hashes, ..self.clone() }
     }
 
+    /// Those of a range that starts and ends with a part.
+    pub fn within(&self, range: &Range<u64>) -> Self {
+        let start = self.range_of(self.first).start;
+        let number = |offset: u64| (offset.saturating_sub(start) / self.unit()) as usize;
+        let last = number(range.end.saturating_sub(1));
+        let hashes = self.hashes.get(number(range.start)..=last).unwrap_or_default().into();
+        Self { first: self.first + number(range.start) as u64, hashes, ..self.clone() }
+    }
+
     /// The parts as what a fetch takes.
     pub fn known(self) -> ProofOfRange {
         ProofOfRange { unit: self.unit(), parts: Box::pin(std::future::ready(Ok(self))) }

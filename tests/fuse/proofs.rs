@@ -282,3 +282,50 @@ fn a_file_of_this_host_that_lost_bytes_gives_an_error_there_and_verify_names_the
     assert_eq!(read_at(&open(&daemon.disk("u")), 98_304, 4096).len(), 4096);
     assert_eq!(file.read_exact_at(&mut [0; 4096], 98_304).unwrap_err().raw_os_error(), Some(libc::EIO));
 }
+
+/// Bytes of the image that requests of a server are for, without those for its proof.
+fn asked(server: &Server) -> u64 {
+    let of_image = |request: &&Request| !request.is_for_a_proof();
+    let ranges = server.requests();
+    ranges.iter().filter(of_image).filter_map(Request::range).map(|(first, last)| last + 1 - first).sum()
+}
+
+/// Guards D108.
+#[test]
+fn of_the_next_build_of_an_image_that_the_host_has_only_what_changed_is_fetched() {
+    let object = Object::new(12 * MIB + 5);
+    let mut daemon = TestDaemon::on_disk();
+    let (one, _) = served(&daemon, &object);
+    // The earlier build needs no proof.
+    add(&daemon, "one", &one.url("/one"), &["--no-proof"]);
+    same(&read_at(&open(&daemon.disk("one")), 0, object.bytes.len()), &object.bytes, "the earlier build");
+    until("it to be kept", || (cached(&daemon, "one") == object.bytes.len() as u64).then_some(()));
+    let mut bytes = object.bytes.to_vec();
+    for at in [3 * MIB + 9, 7 * MIB, 12 * MIB + 1] {
+        bytes[at] ^= 1;
+    }
+    let next = Object { bytes: Arc::new(bytes), etag: Some("\"next\"".into()), ..object.clone() };
+    let (two, _) = served(&daemon, &next);
+    add(&daemon, "two", &two.url("/two"), &[]);
+    same(&read_at(&open(&daemon.disk("two")), 0, next.bytes.len()), &next.bytes, "the next build");
+    // The beginning, before it is known that they are related, and three groups.
+    let bytes = asked(&two);
+    assert!(bytes <= 1 << 20, "{bytes} bytes were fetched");
+    until("all of it to be kept", || (cached(&daemon, "two") == next.bytes.len() as u64).then_some(()));
+    // It has its own copy.
+    daemon.ok(&["disk", "rm", "one"]);
+    daemon.ok(&["base", "rm", "one"]);
+    daemon.restart();
+    let requests = two.requests().len();
+    same(&read_at(&open(&daemon.disk("two")), 0, next.bytes.len()), &next.bytes, "the next daemon");
+    assert_eq!(two.requests().len(), requests);
+    // Another image, of which nothing is here.
+    let other = Object::seeded(3 * MIB, 77);
+    let (three, _) = served(&daemon, &other);
+    add(&daemon, "three", &three.url("/three"), &[]);
+    same(&read_at(&open(&daemon.disk("three")), 0, other.bytes.len()), &other.bytes, "another image");
+    assert!(asked(&three) >= other.bytes.len() as u64);
+    daemon.stop();
+    let report = daemon.json(&["check"]);
+    assert_eq!(report["findings"].as_array().map(Vec::len), Some(0), "{report}");
+}

@@ -8,6 +8,7 @@ mod harness;
 mod identity;
 mod limits;
 mod nbd;
+mod oci;
 mod peers;
 mod proofs;
 mod redirects;

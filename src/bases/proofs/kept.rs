@@ -1,13 +1,9 @@
 //! Pages of a proof on the disk of the cache. Whatever that disk does, no fetch waits for it long.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::oneshot;
-use tokio::time::timeout;
-
+use super::timed::TimedLane;
 use crate::bases::lane::Lane;
-use crate::fetch::DISK_TIMEOUT;
 use crate::fetch::kept::{DiskCache, SourceKey};
 use crate::format::proof::{Layout, PageId, ProofHeader};
 use crate::source::pages::Page;
@@ -18,10 +14,8 @@ const MOST_WAITING: usize = 1024;
 /// Reads and writes pages on threads of its own.
 pub struct ProofDisk {
     cache: Arc<DiskCache>,
-    readers: Arc<Lane>,
+    readers: TimedLane,
     writers: Arc<Lane>,
-    /// A read took too long and has not ended: no other is tried.
-    hangs: AtomicBool,
     waiting: Arc<tokio::sync::Semaphore>,
 }
 
@@ -29,9 +23,8 @@ impl ProofDisk {
     pub fn new(cache: Arc<DiskCache>) -> Arc<Self> {
         Arc::new(Self {
             cache,
-            readers: Lane::new("proof-read", 2),
+            readers: TimedLane::new("proof-read", 2),
             writers: Lane::new("proof-write", 1),
-            hangs: AtomicBool::new(false),
             waiting: Arc::new(tokio::sync::Semaphore::new(MOST_WAITING)),
         })
     }
@@ -54,27 +47,15 @@ impl KeptPages {
 
     /// The pages that are here, as far as the disk answers in time. They have to be proven.
     pub async fn read(&self, wanted: Vec<PageId>) -> Vec<(PageId, Vec<u8>)> {
-        if wanted.is_empty() || self.disk.hangs.load(Ordering::SeqCst) {
+        if wanted.is_empty() {
             return Vec::new();
         }
-        let (say, found) = oneshot::channel();
-        let ended = Arc::new(AtomicBool::new(false));
-        let (this, end) = (self.clone(), ended.clone());
-        self.disk.readers.run(Box::new(move || {
+        let this = self.clone();
+        let read = move || {
             let read = |page| Some((page, this.disk.cache.read_proof(&this.key, &this.layout, page).ok()?));
-            let _ = say.send(wanted.into_iter().filter_map(read).collect());
-            end.store(true, Ordering::SeqCst);
-            this.disk.hangs.store(false, Ordering::SeqCst);
-        }));
-        if let Ok(found) = timeout(DISK_TIMEOUT, found).await {
-            return found.unwrap_or_default();
-        }
-        self.disk.hangs.store(true, Ordering::SeqCst);
-        // It may have ended meanwhile, and then does not say so again.
-        if ended.load(Ordering::SeqCst) {
-            self.disk.hangs.store(false, Ordering::SeqCst);
-        }
-        Vec::new()
+            wanted.into_iter().filter_map(read).collect()
+        };
+        self.disk.readers.ask(read).await.unwrap_or_default()
     }
 
     /// Keeps proven pages, with their offsets. Does not wait.

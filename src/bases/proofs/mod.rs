@@ -11,8 +11,10 @@
 mod find;
 mod kept;
 mod lend;
+mod relatives;
 #[cfg(test)]
 mod tests;
+mod timed;
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -25,6 +27,7 @@ use tokio::sync::{Mutex as Turn, OwnedMutexGuard};
 pub use self::find::Wanted;
 pub(super) use self::kept::{KeptPages, ProofDisk};
 pub(super) use self::lend::OpenProofs;
+pub(super) use self::relatives::{Guesses, Relatives};
 use crate::format::proof::{FAN, GROUP, Hash, Layout, PageId, ProofHeader, SUFFIX};
 use crate::source::http::peer::is_peer;
 use crate::source::pages::{Page, ProvenPages, hash_in};
@@ -84,13 +87,29 @@ impl ProofPages {
         if self.layout.levels() == 0 {
             return Ok(Parts::groups(&self.layout, 0, vec![self.header.root]));
         }
-        let pages = groups.start / FAN..groups.end.max(groups.start + 1).div_ceil(FAN);
+        let pages = pages_of(&groups);
         let found = match self.in_memory(0, &pages) {
             Some(found) => found,
-            None => self.lowest(pages.clone(), purpose, since).await?,
+            None => self.lowest(pages, purpose, since).await?,
         };
-        let hash = |group: u64| hash_in(&found[(group / FAN - pages.start) as usize], (group % FAN) as usize);
-        Ok(Parts::groups(&self.layout, groups.start, groups.map(hash).collect()))
+        Ok(self.hashes(groups, &found))
+    }
+
+    /// As [`parts`](Self::parts), when the hashes are in memory.
+    fn parts_now(&self, range: &Range<u64>) -> Option<Parts> {
+        if self.layout.levels() == 0 {
+            return Some(Parts::groups(&self.layout, 0, vec![self.header.root]));
+        }
+        let groups = range.start / GROUP..range.end.min(self.layout.size()).div_ceil(GROUP);
+        let found = self.in_memory(0, &pages_of(&groups))?;
+        Some(self.hashes(groups, &found))
+    }
+
+    /// The hashes of groups, which are in `pages`.
+    fn hashes(&self, groups: Range<u64>, pages: &[Page]) -> Parts {
+        let first = groups.start / FAN;
+        let hash = |group: u64| hash_in(&pages[(group / FAN - first) as usize], (group % FAN) as usize);
+        Parts::groups(&self.layout, groups.start, groups.map(hash).collect())
     }
 
     fn in_memory(&self, level: u8, pages: &Range<u64>) -> Option<Vec<Page>> {
@@ -259,6 +278,11 @@ impl ProofPages {
     }
 }
 
+/// The pages of the lowest level with the hashes of these groups.
+fn pages_of(groups: &Range<u64>) -> Range<u64> {
+    groups.start / FAN..groups.end.max(groups.start + 1).div_ceil(FAN)
+}
+
 /// The URL or path of a proof beside an image.
 pub(super) fn beside(image: &str) -> String {
     // A URL of no kind is refused elsewhere.
@@ -289,12 +313,19 @@ pub struct ProvenRemote {
     proof: Arc<ProofPages>,
     /// Where the proof was when the base was registered.
     places: Vec<String>,
+    guesses: Option<Arc<Guesses>>,
 }
 
 impl ProvenRemote {
     /// `proof` is the proof of what `remote` has, and was at `places`.
     pub fn new(remote: Arc<dyn RemoteSource>, proof: Arc<ProofPages>, places: Vec<String>) -> Self {
-        Self { remote, proof, places }
+        Self { remote, proof, places, guesses: None }
+    }
+
+    /// Groups may come from other bases of this host.
+    pub fn with_relatives(self, relatives: Arc<Relatives>) -> Self {
+        let guesses = (!self.is_local()).then(|| Arc::new(Guesses::new(relatives)));
+        Self { guesses, ..self }
     }
 }
 
@@ -317,6 +348,19 @@ impl RemoteSource for ProvenRemote {
         // Groups are proven as a whole. What was not asked for is dropped.
         let whole = range.start / GROUP * GROUP..range.end.next_multiple_of(GROUP).min(self.size());
         let deliver = only(range, whole.start, deliver);
+        if let Some(guesses) = self.guesses.clone() {
+            let known = self.proof.parts_now(&whole);
+            let keys = guesses.choose(&whole, known.is_some());
+            if !keys.is_empty() {
+                return Box::pin(async move {
+                    let parts = match known {
+                        Some(parts) => parts,
+                        None => self.proof.parts(whole, purpose, since).await?,
+                    };
+                    guesses.fetch((keys, parts), self.remote.clone(), (purpose, since), deliver).await
+                });
+            }
+        }
         let proof = self.proof.of_range(whole.clone(), purpose, since);
         self.remote.clone().fetch_proven(whole, purpose, since, deliver, proof)
     }

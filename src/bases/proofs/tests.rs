@@ -9,6 +9,8 @@ use crate::format::proof::{Builder, ProofHeader};
 use crate::io::HostMedium;
 use crate::source::proven_key;
 
+mod relatives;
+
 const SIZE: usize = 200 * GROUP as usize + 5;
 
 fn image() -> Vec<u8> {

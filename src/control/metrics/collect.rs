@@ -32,6 +32,7 @@ impl Control {
             values.add(&SERVER_MISSES, [&server], count.misses);
             values.add(&SERVER_WRONG, [&server], count.wrong);
         }
+        values.add(&RELATIVE_BYTES, [], self.bases.sources().relative_bytes());
         let [requests, missed, refused, bytes] = self.bases.sources().lent().all();
         let sent = requests.saturating_sub(missed + refused);
         for (result, count) in [("sent", sent), ("missed", missed), ("refused", refused)] {

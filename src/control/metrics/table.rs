@@ -177,6 +177,8 @@ metrics! {
     SERVER_MISSES: Counter "server_misses" None ["server"] "Requests to another host that did not have the bytes";
     SERVER_WRONG: Counter "server_wrong_answers" None ["server"]
         "Answers of a server with other bytes than the proof names, or of another object";
+    RELATIVE_BYTES: Counter "relatives" Bytes []
+        "Bytes that came from what the host has of other bases, in place of the server: groups whose proof is the same";
     EXPORT_REQUESTS: Counter "export_requests" None ["result"]
         "Requests of other hosts for cached blocks: sent, missed, refused";
     EXPORT_BYTES: Counter "export_sent" Bytes [] "Bytes of cached blocks that other hosts were sent";

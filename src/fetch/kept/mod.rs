@@ -85,20 +85,18 @@ pub struct SourceKey(pub [u8; 32]);
 impl SourceKey {
     /// The key of 64 hexadecimal digits as [`fmt::Display`] writes them.
     pub fn from_hex(hex: &str) -> Option<Self> {
-        if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if hex.bytes().any(|byte| byte.is_ascii_uppercase()) {
             return None;
         }
         let mut key = [0; 32];
-        for (at, byte) in key.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(&hex[at * 2..at * 2 + 2], 16).ok()?;
-        }
+        hex::decode_to_slice(hex, &mut key).ok()?;
         Some(Self(key))
     }
 }
 
 impl fmt::Display for SourceKey {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(out, "{byte:02x}"))
+        out.write_str(&hex::encode(self.0))
     }
 }
 

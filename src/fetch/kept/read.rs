@@ -91,6 +91,14 @@ impl CachedSource {
         whole.take_while(sound).count() as u64
     }
 
+    /// Fills `buf` with one block, all of which fits, if it is here and sound. It counts nothing and notes no use. May wait
+    /// for the disk.
+    pub fn lend_block(&self, block: u64, buf: &mut [u8]) -> bool {
+        block < self.blocks()
+            && self.bytes_of(block, 1) == buf.len() as u64
+            && self.lend(block, 1, buf, None) == 1
+    }
+
     /// As [`read_sound`](Self::read_sound), but never waits and may return fewer blocks; 0 when the first is missing.
     /// `None`: only `read_sound` can tell.
     pub(super) fn read_sound_now(

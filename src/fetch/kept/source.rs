@@ -148,6 +148,11 @@ impl CachedSource {
         self.shared.used.fetch_add(self.cached_bytes(), Ordering::Relaxed);
     }
 
+    /// When it was used last: a number that grows with each use of the cache.
+    pub fn last_used(&self) -> u64 {
+        self.used_at.load(Ordering::Relaxed)
+    }
+
     /// The key of its contents.
     pub fn key(&self) -> &SourceKey {
         &self.key

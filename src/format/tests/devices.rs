@@ -44,3 +44,13 @@ fn golden_bytes_of_an_export_bump_the_version_when_this_fails() {
     assert_eq!(hex(&bytes), "bc02000000000000 05 0400676f6c64 00".replace(' ', ""));
     assert_eq!(BaseIdentity::get(&mut Reader::new(&bytes, "identity"), 2).unwrap(), export);
 }
+
+#[test]
+fn golden_bytes_of_a_blob_bump_the_version_when_this_fails() {
+    let validator = Validator::Oci { digest: "sha256:01".into(), blob: 0x1000, offset: 512 };
+    let blob = BaseIdentity { size: 700, validator, digest: None };
+    let bytes = written(&blob);
+    let expected = "bc02000000000000 06 0900 7368613235363a3031 0010000000000000 0002000000000000 00";
+    assert_eq!(hex(&bytes), expected.replace(' ', ""));
+    assert_eq!(BaseIdentity::get(&mut Reader::new(&bytes, "identity"), 2).unwrap(), blob);
+}

@@ -453,7 +453,7 @@ fn parse(text: &str) -> Result<Url, Failure> {
 }
 
 /// The failure of an answer other than 200 of Glance.
-fn refused(what: &str, status: StatusCode, headers: &HeaderMap) -> Failure {
+pub(super) fn refused(what: &str, status: StatusCode, headers: &HeaderMap) -> Failure {
     let asked = RangeRequest { range: 0..1, ..RangeRequest::default() };
     match judge(status, headers, &asked) {
         Err(Failure::Denied { status, why, advice }) => {

@@ -90,9 +90,9 @@ enum Place {
 
 /// Where a request is sent.
 #[derive(Clone, PartialEq, Eq)]
-struct Target {
-    url: Url,
-    reach: Reach,
+pub(super) struct Target {
+    pub url: Url,
+    pub reach: Reach,
 }
 
 /// Why an image of a Glance cannot be read block by block: its store gives no ranges.
@@ -485,7 +485,7 @@ fn brief(url: &str) -> String {
 }
 
 /// The target of a redirect, if it may lead there.
-fn next_hop(http: &Http, from: &Url, to: &str, reach: Reach) -> Result<Target, Failure> {
+pub(super) fn next_hop(http: &Http, from: &Url, to: &str, reach: Reach) -> Result<Target, Failure> {
     let refuse = |why: &str| Err(Failure::Protocol(format!("it redirects to {}: {why}", brief(to))));
     if to.len() > LONGEST_TARGET {
         return refuse("that URL is longer than 16384 bytes");

@@ -25,6 +25,7 @@ mod network;
 pub mod peer;
 mod post;
 mod proving;
+mod registry;
 mod secrets;
 mod servers;
 #[cfg(test)]
@@ -67,6 +68,8 @@ use mirror::{Dispatch, HeldSlots, Mirror};
 use network::Clients;
 pub use network::{Network, Proxies};
 pub(in crate::source) use proving::Proving;
+pub(in crate::source) use registry::locate as locate_artifact;
+pub use registry::{ProbedArtifact, check_artifact_url};
 use secrets::Keyring;
 pub(crate) use secrets::Reading as SecretReading;
 pub use secrets::{Credentials, NoCredentials, Secret, SecretName, Section};

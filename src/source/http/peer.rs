@@ -42,11 +42,10 @@ pub struct ContentName {
 impl ContentName {
     /// Of the contents of a file: by the root of its proof, else by its digest. None when it has neither.
     pub fn of(file: &ImageFile) -> Option<Self> {
-        let bytes = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x}")).collect() };
         let (kind, digest) = match (&file.proof, &file.identity.digest) {
             (Some(proof), _) => return Some(Self::of_root(&proof.root)),
-            (None, Some(Digest::Sha256(digest))) => ("sha256", bytes(digest)),
-            (None, Some(Digest::Sha512(digest))) => ("sha512", bytes(digest)),
+            (None, Some(Digest::Sha256(digest))) => ("sha256", hex::encode(digest)),
+            (None, Some(Digest::Sha512(digest))) => ("sha512", hex::encode(digest)),
             (None, None) => return None,
         };
         Some(Self { kind, digest })

@@ -13,6 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use tokio::task::JoinHandle;
@@ -379,21 +380,12 @@ fn headers(kind: Kind, secret: &Secret) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
+/// The value of a header line, RFC 7617.
 pub(super) fn basic(user: &str, password: &str) -> Zeroizing<String> {
     let pair = Zeroizing::new(format!("{user}:{password}"));
-    Zeroizing::new(format!("Basic {}", *base64(pair.as_bytes())))
-}
-
-/// RFC 4648.
-fn base64(bytes: &[u8]) -> Zeroizing<String> {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = Zeroizing::new(String::with_capacity(bytes.len().div_ceil(3) * 4));
-    for group in bytes.chunks(3) {
-        let word = group.iter().fold(0, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        for digit in 0..4 {
-            let index = (word >> (18 - 6 * digit) & 63) as usize;
-            out.push(if digit <= group.len() { char::from(DIGITS[index]) } else { '=' });
-        }
-    }
-    out
+    // All of it at once: a string that grows leaves copies behind.
+    let mut value = Zeroizing::new(String::with_capacity("Basic ".len() + pair.len().div_ceil(3) * 4));
+    value.push_str("Basic ");
+    BASE64_STANDARD.encode_string(pair.as_bytes(), &mut value);
+    value
 }

@@ -1,19 +1,12 @@
-use super::{Kind, Secret, base64, covers, headers};
+use super::{Kind, Secret, basic, covers, headers};
 use reqwest::Url;
 
 #[test]
-fn base64_encodes_the_examples_of_the_standard() {
-    for (bytes, text) in [
-        ("", ""),
-        ("f", "Zg=="),
-        ("fo", "Zm8="),
-        ("foo", "Zm9v"),
-        ("foob", "Zm9vYg=="),
-        ("foobar", "Zm9vYmFy"),
-    ] {
-        assert_eq!(*base64(bytes.as_bytes()), text);
-    }
-    assert_eq!(*base64(&[0xfb, 0xff, 0xbe]), "+/++");
+fn a_user_and_a_password_are_one_header_line() {
+    // The example of RFC 7617.
+    assert_eq!(*basic("Aladdin", "open sesame"), "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
+    assert_eq!(*basic("test", "123\u{a3}"), "Basic dGVzdDoxMjPCow==");
+    assert_eq!(*basic("", ""), "Basic Og==");
 }
 
 #[test]
