@@ -23,6 +23,7 @@ use super::answer::{Body, Evidence, Failure, RangeRequest, Sending, judge};
 use super::authorise::{Authoriser, Found, Located, Pinned, Refusal, Remedy, Unsigned};
 use super::gate::{Gate, Pass, jittered};
 use super::limit::{Party, Slot, Slots};
+use super::names::on_behalf_of;
 use super::peer::ContentName;
 use super::servers::Count;
 use super::tls;
@@ -361,7 +362,7 @@ impl Mirror {
             let request = http.clients.choose(url, target.reach).get(url.clone()).headers(headers);
             let (count, sent) = (http.count(url), Instant::now());
             count.request();
-            let answer = timeout(ask.answer_within, request.send());
+            let answer = timeout(ask.answer_within, on_behalf_of(ask.party, request.send()));
             tokio::pin!(answer);
             let answer = match timeout(SLOW, &mut answer).await {
                 Ok(answer) => answer,

@@ -182,7 +182,7 @@ impl Network {
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let names = Arc::new(Names::default());
+        let names = Arc::new(Names::new());
         let allow = Arc::new(AllowList::new(&config.allow));
         let build = |builder: ClientBuilder| {
             builder.build().map_err(|error| refuse("the HTTP client", super::words(&error)))
