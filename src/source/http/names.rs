@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::sync::oneshot;
 
-use super::address::{AllowList, public_only};
+use super::address::{AllowList, Reach, reachable};
 use super::limit::Party;
 
 /// Lookups at once.
@@ -209,7 +209,7 @@ struct LookupError(String);
 pub(super) struct ToAnywhere(pub Arc<Names>);
 
 /// Resolves names for connections to addresses where a redirect may lead.
-pub(super) struct ToPublic(pub Arc<Names>, pub Arc<AllowList>);
+pub(super) struct Within(pub Arc<Names>, pub Arc<AllowList>, pub Reach);
 
 fn addresses(found: Vec<IpAddr>) -> Addrs {
     Box::new(found.into_iter().map(|address| SocketAddr::new(address, 0)))
@@ -222,12 +222,12 @@ impl Resolve for ToAnywhere {
     }
 }
 
-impl Resolve for ToPublic {
+impl Resolve for Within {
     fn resolve(&self, name: Name) -> Resolving {
-        let (names, allow) = (self.0.clone(), self.1.clone());
+        let (names, allow, reach) = (self.0.clone(), self.1.clone(), self.2);
         Box::pin(async move {
             let found = names.lookup(name.as_str()).await.map_err(LookupError)?;
-            Ok(addresses(public_only(name.as_str(), found, &allow)?))
+            Ok(addresses(reachable(name.as_str(), found, &allow, reach)?))
         })
     }
 }
