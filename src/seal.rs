@@ -1,9 +1,9 @@
 //! Makes the proof of an image file. Runs in the process of a command.
 //!
-//! What must hold: at the name of the proof lies the earlier file or a whole new proof, whatever ends the command. The
-//! proof is that of one state of the image: an image that changes meanwhile is refused.
+//! What must hold: at the name of the proof lies the earlier file or a whole new proof, whatever ends the command, and
+//! however many commands make it. The proof is that of one state of the image: an image that changes meanwhile is refused.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -39,6 +39,8 @@ pub enum SealError {
     Image { path: PathBuf, why: &'static str },
     #[error("cannot write the proof {}: a file that is no proof has that name; remove it, or name another with --out FILE", path.display())]
     Taken { path: PathBuf },
+    #[error("cannot write the proof {}: another plyfs base seal is writing it; wait until that has ended, or name another place with --out FILE", path.display())]
+    Busy { path: PathBuf },
     #[error("the command was interrupted")]
     Interrupted,
 }
@@ -70,7 +72,7 @@ impl Drop for Staged<'_> {
 ///
 /// # Errors
 /// When a file cannot be read or written, the image is none or changes meanwhile, `out` is something else than a proof,
-/// and when `note` ends it.
+/// another command writes it, and when `note` ends it.
 pub fn seal(image: &Path, out: &Path, note: &mut dyn FnMut(u64) -> bool) -> Result<Sealed, SealError> {
     let read = |source| SealError::Read { path: image.to_owned(), source };
     let write = |source| SealError::Write { path: out.to_owned(), source };
@@ -87,8 +89,8 @@ pub fn seal(image: &Path, out: &Path, note: &mut dyn FnMut(u64) -> bool) -> Resu
     may_replace(out)?;
     let name = out.file_name().map(|name| staged(&name.to_string_lossy())).unwrap_or_default();
     let staged_path = out.with_file_name(name);
-    let staged_file = OpenOptions::new().write(true).create(true).truncate(true).open(&staged_path);
-    let to = staged_file.map_err(write)?;
+    let to = alone(&staged_path).map_err(write)?.ok_or_else(|| SealError::Busy { path: out.to_owned() })?;
+    // Removed before the file is closed, so while it is locked.
     let mut staged = Staged { path: &staged_path, kept: false };
     let mut builder = Builder::new(before.len());
     let mut piece = vec![0; PIECE];
@@ -123,6 +125,30 @@ pub fn seal(image: &Path, out: &Path, note: &mut dyn FnMut(u64) -> bool) -> Resu
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(write)?;
     let proof_size = builder.layout().proof_size();
     Ok(Sealed { proof: out.to_owned(), size: before.len(), proof_size, root })
+}
+
+/// The file at `path`, made empty, for this command alone until it is closed; none while another command has it. The lock
+/// ends with the command, so a file that one left behind keeps none out.
+fn alone(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // The command that had it may have renamed or removed it meanwhile. Only the one with the lock does that.
+        let place = |metadata: &Metadata| (metadata.dev(), metadata.ino());
+        match fs::metadata(path) {
+            Ok(there) if place(&there) == place(&file.metadata()?) => {
+                file.set_len(0)?;
+                return Ok(Some(file));
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn is_unmodified(before: &Metadata, after: &Metadata) -> bool {

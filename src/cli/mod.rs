@@ -16,6 +16,7 @@ mod completions;
 mod diff;
 mod disk;
 mod encryption;
+mod ended;
 mod error;
 mod events;
 mod export;

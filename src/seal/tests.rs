@@ -77,3 +77,29 @@ fn an_image_that_grows_as_fast_as_it_is_read_is_refused_at_once() {
     let error = seal(&path, &beside(&path), &mut note).unwrap_err();
     assert!(matches!(error, SealError::Image { .. }), "{error}");
 }
+
+/// Regression: both wrote into one file, and the name of the first was taken over by what the second had not written yet.
+#[test]
+fn of_two_commands_that_make_one_proof_at_once_one_is_refused_and_the_other_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (all, out) = (bytes(3 << 20), dir.path().join("a.obao"));
+    let (one, other) = (image(dir.path(), &all), dir.path().join("b.raw"));
+    fs::write(&other, bytes(100_000)).unwrap();
+    let mut second = None;
+    let mut note = |done| {
+        if done == 2 << 20 {
+            second = Some(seal(&other, &out, &mut |_| true));
+        }
+        true
+    };
+    let first = seal(&one, &out, &mut note).unwrap();
+    let refused = second.unwrap().unwrap_err();
+    assert!(matches!(refused, SealError::Busy { .. }), "{refused}");
+    let alone = seal(&one, &beside(&one), &mut |_| true).unwrap();
+    assert_eq!((first.root, fs::read(&out).unwrap()), (alone.root, fs::read(beside(&one)).unwrap()));
+    // What a command that was killed left behind keeps no other out.
+    fs::write(dir.path().join(staged("a.obao")), vec![1; 1 << 20]).unwrap();
+    seal(&one, &out, &mut |_| true).unwrap();
+    assert_eq!(fs::read(&out).unwrap(), fs::read(beside(&one)).unwrap());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 4);
+}

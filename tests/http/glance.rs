@@ -436,6 +436,10 @@ fn data_of_a_store_without_ranges_comes_from_a_place_that_the_operator_allows() 
     for request in other.requests() {
         assert_eq!((&*request.target, request.header("x-auth-token")), ("/data", None));
     }
+    // One who may write a record does not get what the metadata service of this machine answers.
+    house.set("locations", serde_json::json!([{ "url": "http://169.254.169.254/latest/meta-data" }]));
+    fails(house.probe(), Protocol, &["its record leads to", "link-local", "[http] allow"]);
+    house.set("locations", serde_json::json!([{ "url": other.url("/data") }]));
     // The place is pinned as any object of a web server is.
     other.set_object(Object::seeded(MIB, 3));
     fails(house.client.read(&source, 0..100), Changed, &["its ETag is"]);
@@ -510,6 +514,15 @@ fn a_catalog_of_a_public_keystone_leads_to_no_loopback_address() {
     let allowed = HttpConfig { allow: vec!["127.0.0.1".into()], ..quick() };
     let house = House::with(Vec::new(), allowed, false);
     house.probe().unwrap();
+}
+
+/// Guards H13.
+#[test]
+fn a_catalog_leads_to_no_link_local_address_wherever_keystone_is() {
+    let house = House::new();
+    let at = |url: &str| Ok(Endpoint { url: url.into(), anywhere: true });
+    house.keystone.change(|session| session.image = at("http://169.254.169.254/image"));
+    fails(house.probe(), Unreachable, &["catalog leads to 169.254.169.254", "link-local", "[http] allow"]);
 }
 
 #[test]

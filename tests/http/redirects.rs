@@ -256,6 +256,45 @@ fn redirects_from_the_public_network_to_this_host_are_refused() {
     fails(client_of(&["10.0.0.0/8"]).probe("http://images.example/a"), Protocol, &["[http] allow"]);
 }
 
+/// A server of a private network redirects to a service of this host, or to the metadata service of the machine: the
+/// answer would become the base.
+/// Guards H9.
+#[test]
+fn redirects_from_a_private_network_stay_away_from_this_host_and_link_local_addresses() {
+    let object = Object::new(MIB);
+    let (proxy, inside) = (Server::start(object.clone()), Server::start(object.clone()));
+    let none_for = Some("127.0.0.0/8,169.254.0.0/16".into());
+    let proxies = Proxies { http: Some(proxy.url("")), https: None, none_for };
+    let client_of = |allow: &[&str]| {
+        let allow = allow.iter().map(|entry| (*entry).to_owned()).collect();
+        let config = plyfs::config::HttpConfig { allow, ..quick() };
+        Client::with_parts(&config, proxies.clone(), Arc::new(NoCredentials))
+    };
+    let port = inside.address().port();
+    let lead = |to: String| {
+        proxy.on(move |request| match request.target.contains("10.1.2.3") {
+            true => Reply::redirect(to.clone()),
+            false => Reply::Object,
+        });
+    };
+    for host in ["127.0.0.1", "localhost", "169.254.169.254", "[fe80::1]", "[fd00:ec2::254]"] {
+        lead(format!("http://{host}:{port}/latest/meta-data"));
+        fails(client_of(&[]).probe("http://10.1.2.3/a"), Protocol, &["redirects to", "[http] allow"]);
+    }
+    assert_eq!(inside.requests().len(), 0, "no request reached the service");
+    lead(format!("http://127.0.0.1:{port}/a"));
+    client_of(&["127.0.0.1"]).probe("http://10.1.2.3/a").unwrap();
+    // Another private network is as before.
+    lead("http://192.168.7.7/a".into());
+    client_of(&[]).probe("http://10.1.2.3/a").unwrap();
+    // A server of this host leads to this host, and no farther than that.
+    let origin = Server::start(object);
+    origin.on(move |_| Reply::redirect(format!("http://127.0.0.1:{port}/a")));
+    client_of(&[]).probe(&origin.url("/a")).unwrap();
+    origin.on(|_| Reply::redirect("http://169.254.169.254/latest/meta-data"));
+    fails(client_of(&[]).probe(&origin.url("/a")), Protocol, &["link-local", "[http] allow"]);
+}
+
 /// A server that redirected to a different dead host each time caused hundreds of requests a second and growing memory.
 #[test]
 fn redirects_to_many_dead_hosts_count_as_failures_of_their_url() {

@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Outcome, Report, SyncImages};
 use crate::cli::client::{Client, read};
+use crate::cli::ended::Outcomes;
 use crate::cli::error::CliError;
 use crate::cli::retry::{self, Removal};
 use crate::control::wire::{AddBase, Base, BaseState, CloudImage, ErrorKind, Status};
@@ -33,28 +34,12 @@ const SCHEME: &str = "glance+cloud://";
 /// What becomes of an image, and why.
 type Done = (Outcome, Option<String>);
 
+impl Outcomes for Outcome {
+    const FAILED: Self = Self::Failed;
+}
+
 /// Why the work on an image ends.
-enum Ended {
-    /// This is the result.
-    With(Outcome, String),
-    /// The pass cannot go on.
-    Pass(CliError),
-}
-
-impl From<std::io::Error> for Ended {
-    fn from(error: std::io::Error) -> Self {
-        Self::With(Outcome::Failed, error.to_string())
-    }
-}
-
-impl From<CliError> for Ended {
-    fn from(error: CliError) -> Self {
-        match error {
-            CliError::Refused { message, .. } => Self::With(Outcome::Failed, message),
-            other => Self::Pass(other),
-        }
-    }
-}
+type Ended = crate::cli::ended::Ended<Outcome>;
 
 pub(super) struct Pass<'a> {
     client: &'a Client,
@@ -114,7 +99,7 @@ impl<'a> Pass<'a> {
                 self.report(cloud, image, result, Some(why));
                 Ok(None)
             }
-            Err(Ended::Pass(error)) => Err(error),
+            Err(Ended::Command(error)) => Err(error),
         }
     }
 

@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::Global;
 use super::client::{Client, read};
+use super::ended::Outcomes;
 use super::error::CliError;
 use super::output::printable;
 use crate::control::wire::{ErrorKind, Status};
@@ -113,31 +114,12 @@ struct Report {
     why: Option<String>,
 }
 
+impl Outcomes for Outcome {
+    const FAILED: Self = Self::Failed;
+}
+
 /// Why the work on a disk ends.
-enum Ended {
-    /// This is the result.
-    With(Outcome, String),
-    /// The command cannot go on.
-    Command(CliError),
-}
-
-impl From<std::io::Error> for Ended {
-    fn from(error: std::io::Error) -> Self {
-        Self::With(Outcome::Failed, error.to_string())
-    }
-}
-
-impl From<CliError> for Ended {
-    fn from(error: CliError) -> Self {
-        match error {
-            CliError::Refused { message, .. } | CliError::Failed(message) | CliError::Usage(message) => {
-                Self::With(Outcome::Failed, message)
-            }
-            error @ CliError::Transfer { .. } => Self::With(Outcome::Failed, error.to_string()),
-            other => Self::Command(other),
-        }
-    }
-}
+type Ended = super::ended::Ended<Outcome>;
 
 /// How long Nova may hold the lock of an image.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -19,7 +19,7 @@ use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{StatusCode, Url};
 use tokio::time::{Instant, timeout};
 
-use super::address::{Reach, host_not_public, not_public};
+use super::address::{Reach, Zone, host_not_public, not_public};
 use super::answer::{Failure, text};
 use super::authorise::{Authoriser, Grant, Job, Refusal, Remedy, Unsigned};
 use super::secrets::{Credentials, Reading, SecretName, Section};
@@ -125,13 +125,17 @@ impl CloudTokens {
         let fail = |why: &str| Failure::again(format!("cloud {}: {why}", self.name));
         let Endpoint { url: text, anywhere } = found.as_ref().map_err(|why| fail(why))?;
         let url = Url::parse(text).map_err(|_| fail("its endpoint is not a URL"))?;
-        let reach = if *anywhere || http.allow.has_host(&url) { Reach::Anywhere } else { Reach::Public };
+        let reach = match anywhere {
+            _ if http.allow.has_host(&url) => Reach::Anywhere,
+            // But no link-local address.
+            true => Reach::From(Zone::Loopback),
+            false => Reach::From(Zone::Public),
+        };
         // Before the token is sent. A name is judged when it is resolved.
-        match host_not_public(&url).filter(|_| reach == Reach::Public) {
+        match reach.refused(host_not_public(&url)) {
             None => Ok((text.clone(), reach)),
             Some(range) => Err(fail(&format!(
-                "keystone is on the public network, and its catalog leads to {}, which is not ({range}); name it in \
-                 [http] allow or in clouds.yaml if it is right",
+                "its catalog leads to {}, where keystone may not lead ({range}); name it in [http] allow if it is right",
                 server(&url)
             ))),
         }

@@ -16,15 +16,13 @@ use super::mirror::{Dispatch, Mirror, SLOW, Transfer};
 use super::peer::{ContentName, Miss, PATIENCE, is_peer, of_peer};
 use super::proving::Proving;
 use super::wait::{Patience, Stalls, Wait};
-use super::{Backlog, Http, HttpIdentity, RemoteOptions, Strictness, failed, too_late, ways_of, words};
+use super::{Backlog, Http, HttpIdentity, RemoteOptions, Strictness, failed, given_up, ways_of, words};
 use crate::source::{
-    Deliver, Fetch, GlanceIdentity, ProofOfRange, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall,
-    UrlState,
+    Deliver, Fetch, GlanceIdentity, ProofOfRange, Purpose, RemoteSource, SourceError, Stall, UrlState,
 };
 
-/// Attempts, and the longest time, of a fetch for which no reader waits.
+/// Attempts of a fetch for which no reader waits.
 pub(in crate::source) const TRIES: u32 = 4;
-pub(in crate::source) const TRIED_FOR: Duration = Duration::from_secs(30);
 /// Pause between two attempts of one fetch at one URL, doubled from the first to the last. The URL may work for others.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
@@ -191,20 +189,14 @@ impl HttpSource {
         mut deliver: Deliver,
         proof: Option<ProofOfRange>,
     ) -> Result<(), SourceError> {
-        let demand = purpose == Purpose::Demand;
-        let patience = match self.options.deadline {
-            Some(deadline) if demand => Patience::From(Instant::from_std(since), deadline),
-            None if demand => Patience::Endless,
-            deadline => Patience::AfterFailure(deadline.unwrap_or(TRIED_FOR).min(TRIED_FOR)),
-        };
-        let stalls = demand.then(|| self.stalls.clone());
-        let wait = Wait::new(stalls, patience, self.http.config.min_rate);
+        let (deadline, min_rate) = (self.options.deadline, self.http.config.min_rate);
+        let wait = Wait::of_fetch(purpose, since, deadline, &self.stalls, min_rate);
         let proving = proof.map(|proof| Proving::begin(&self.http.runtime, range.clone(), proof));
         tokio::select! {
             // In this order: a read that has all its bytes succeeds, also at the deadline.
             biased;
             done = self.run(range, purpose, &mut deliver, &wait, proving) => done,
-            () = wait.over() => Err(too_late(&self.shown(), wait.limit().unwrap_or_default(), wait.last())),
+            () = wait.over() => Err(wait.too_late(&self.shown())),
         }
     }
 
@@ -221,13 +213,7 @@ impl HttpSource {
         while at < range.end {
             let place = changes.borrow_and_update().clone();
             if place.given_up {
-                return Err(SourceError::remote(
-                    SourceErrorKind::GivenUp,
-                    "read",
-                    place.shown(),
-                    "its operator gave it up",
-                    "undo it with: plyfs base fail NAME --undo, or: plyfs base set NAME --source URL",
-                ));
+                return Err(given_up(place.shown()));
             }
             let (tries, proving) = (&mut tries, proving.as_mut());
             let asking = self

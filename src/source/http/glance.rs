@@ -19,7 +19,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{StatusCode, Url};
 use tokio::time::timeout;
 
-use super::address::{Reach, host_not_public};
+use super::address::{Reach, Zone, host_not_public};
 use super::answer::{Failure, RangeRequest, judge};
 use super::authorise::{Authoriser, Found, Grant, Job, Located, Pinned, Refusal, Remedy, Unsigned};
 use super::clouds::{CloudAuthoriser, Clouds, Service};
@@ -406,7 +406,7 @@ impl Image {
                         "its record leads from https to http, where a third party could change the data";
                     return Err(Failure::Protocol(why.into()));
                 }
-                Ok((url, Reach::Public))
+                Ok((url, Reach::From(Zone::Public)))
             }
             _ => Err(Failure::Protocol(
                 "its record names no place that [[http.clouds]] locations allows".into(),
@@ -435,14 +435,17 @@ impl Image {
     }
 }
 
-/// Where a place of a record may lie: anywhere when Glance itself is not on the public network.
+/// Where a place of a record may lie: where Glance may redirect to, by the host of its URL.
 fn allowed_reach(http: &Http, glance: &Url, url: &Url, reach: Reach) -> Result<Reach, Failure> {
-    let inside = host_not_public(glance).is_some() || http.allow.has_host(url);
-    let reach = if inside { Reach::Anywhere } else { reach };
-    match host_not_public(url).filter(|_| reach == Reach::Public) {
+    let reach = match reach {
+        _ if http.allow.has_host(url) => Reach::Anywhere,
+        Reach::From(Zone::Public) => Reach::From(Zone::of(host_not_public(glance))),
+        reach => reach,
+    };
+    match reach.refused(host_not_public(url)) {
         None => Ok(reach),
         Some(range) => Err(Failure::Protocol(format!(
-            "its record leads to {}, which is not public ({range}); name it in [http] allow if it is right",
+            "its record leads to {}, where Glance may not lead ({range}); name it in [http] allow if it is right",
             shown(url.as_str())
         ))),
     }

@@ -4,7 +4,7 @@
 //! - One request follows a redirect (H5). Later requests go to the target, until the target refuses, fails, or its time
 //!   is over. Then the next request goes to the URL again.
 //! - Credentials of one origin are not sent to another; https never becomes http; no redirect leads from the public
-//!   network into a private one (`address`).
+//!   network into a private one, or to a metadata service (`address`).
 //! - A failed request counts against the URL, wherever the URL led.
 
 use std::net::IpAddr;
@@ -18,11 +18,12 @@ use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{Method, Response, Url};
 use tokio::time::{Instant, timeout};
 
-use super::address::{Reach, host_not_public, not_public};
+use super::address::{Reach, Zone, host_not_public, not_public};
 use super::answer::{Body, Evidence, Failure, RangeRequest, Sending, judge};
 use super::authorise::{Authoriser, Found, Located, Pinned, Refusal, Remedy, Unsigned};
 use super::gate::{Gate, Pass, jittered};
 use super::limit::{Party, Slot, Slots};
+use super::names::on_behalf_of;
 use super::peer::ContentName;
 use super::servers::Count;
 use super::tls;
@@ -361,7 +362,7 @@ impl Mirror {
             let request = http.clients.choose(url, target.reach).get(url.clone()).headers(headers);
             let (count, sent) = (http.count(url), Instant::now());
             count.request();
-            let answer = timeout(ask.answer_within, request.send());
+            let answer = timeout(ask.answer_within, on_behalf_of(ask.party, request.send()));
             tokio::pin!(answer);
             let answer = match timeout(SLOW, &mut answer).await {
                 Ok(answer) => answer,
@@ -435,11 +436,10 @@ impl Mirror {
 /// Where redirects of the first URL may lead, by the address of the server that answered. Behind a proxy, the host of the
 /// URL decides.
 fn lies_in(http: &Http, first: &Url, by: Option<IpAddr>) -> Reach {
-    let inside = match by {
+    Reach::From(Zone::of(match by {
         Some(address) if !http.clients.is_proxied(first) => not_public(address),
         _ => host_not_public(first),
-    };
-    if inside.is_some() { Reach::Anywhere } else { Reach::Public }
+    }))
 }
 
 /// Checks the address of the connection, after the resolver has checked the name.
@@ -450,13 +450,12 @@ pub(super) fn peer_is_allowed(
     response: &Response,
 ) -> Result<(), String> {
     let by = response.remote_addr().map(|address| address.ip());
-    if reach == Reach::Public
-        && !http.clients.is_proxied(url)
+    if !http.clients.is_proxied(url)
         && let Some(address) = by.filter(|address| !http.allow.has_address(*address))
-        && let Some(range) = not_public(address)
+        && let Some(range) = reach.refused(not_public(address))
     {
         return Err(format!(
-            "it redirects to {}: {address} is no public address ({range})",
+            "it redirects to {}: that has the address {address} ({range}), where a redirect may not lead",
             brief(url.as_str())
         ));
     }
@@ -503,11 +502,10 @@ pub(super) fn next_hop(http: &Http, from: &Url, to: &str, reach: Reach) -> Resul
     take_user_info(&mut next);
     next.set_fragment(None);
     let reach = if http.allow.has_host(&next) { Reach::Anywhere } else { reach };
-    if reach == Reach::Public
-        && let Some(range) = host_not_public(&next)
-    {
+    if let Some(range) = reach.refused(host_not_public(&next)) {
+        let from = if reach == Reach::From(Zone::Public) { "the public network" } else { "another network" };
         let why = format!(
-            "from the public network to an address that is not public ({range}); name it in [http] allow if it is right"
+            "from {from} to an address that is not public ({range}); name it in [http] allow if it is right"
         );
         return refuse(&why);
     }

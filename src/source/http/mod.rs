@@ -58,7 +58,7 @@ pub use backlog::{Backlog, WholeSource};
 pub(crate) use clouds::Clouds;
 use fetch::BodyLimits;
 pub use fetch::HttpSource;
-pub(in crate::source) use fetch::{TRIED_FOR, TRIES};
+pub(in crate::source) use fetch::TRIES;
 pub(in crate::source) use gate::{Gate, Pass, jittered};
 use glance::Refused;
 pub use glance::{ProbedImage, check_image_url};
@@ -77,7 +77,8 @@ pub use servers::HttpCounters;
 use servers::{Count, Servers};
 pub use url::{check_url, shown};
 pub(crate) use url::{climbs, parse, percent_decode};
-pub(in crate::source) use wait::{Patience, Stalls, Wait};
+use wait::Patience;
+pub(in crate::source) use wait::{Stalls, Wait};
 
 /// Bytes of the first request.
 const HEAD: u64 = 64 << 10;
@@ -511,8 +512,19 @@ pub(in crate::source) fn failed(shown: &str, failure: &Failure) -> SourceError {
     }
 }
 
+/// The error of a fetch of a base that its operator gave up.
+pub(in crate::source) fn given_up(shown: String) -> SourceError {
+    SourceError::remote(
+        SourceErrorKind::GivenUp,
+        "read",
+        shown,
+        "its operator gave it up",
+        "undo it with: plyfs base fail NAME --undo, or: plyfs base set NAME --source URL",
+    )
+}
+
 /// The error of a fetch after its deadline, of the kind of the last failure.
-pub(in crate::source) fn too_late(shown: &str, limit: Duration, last: Option<Failure>) -> SourceError {
+fn too_late(shown: &str, limit: Duration, last: Option<Failure>) -> SourceError {
     let why = format!("its server has not sent it for {limit:?}");
     let Some(mut last) = last else { return failed(shown, &Failure::again(why)) };
     let text = format!("{why} ({})", last.why());

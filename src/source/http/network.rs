@@ -11,8 +11,8 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::address::{AllowList, Reach};
-use super::names::{Names, ToAnywhere, ToPublic};
+use super::address::{AllowList, Reach, Zone};
+use super::names::{Names, ToAnywhere, Within};
 use super::shown;
 use crate::config::HttpConfig;
 use crate::source::{SourceError, SourceErrorKind};
@@ -66,8 +66,8 @@ const MAX_CONNECTION_WINDOW: u32 = 256 << 20;
 pub(super) struct Clients {
     /// Connects to any address.
     direct: Client,
-    /// Connects to public addresses and those of `[http] allow`.
-    public: Client,
+    /// Connects to where a server in a [`Zone`] may lead, and to addresses of `[http] allow`.
+    from: [Client; 4],
     /// Connects through a proxy, which resolves names and decides which addresses are allowed.
     proxied: Client,
     proxies: Matcher,
@@ -88,7 +88,7 @@ impl Clients {
         match reach {
             _ if self.is_proxied(url) => &self.proxied,
             Reach::Anywhere => &self.direct,
-            Reach::Public => &self.public,
+            Reach::From(zone) => &self.from[zone as usize],
         }
     }
 
@@ -182,7 +182,7 @@ impl Network {
             .with_root_certificates(self.roots.clone())
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let names = Arc::new(Names::default());
+        let names = Arc::new(Names::new());
         let allow = Arc::new(AllowList::new(&config.allow));
         let build = |builder: ClientBuilder| {
             builder.build().map_err(|error| refuse("the HTTP client", super::words(&error)))
@@ -191,10 +191,15 @@ impl Network {
         for proxy in self.proxies().unwrap_or_default() {
             proxied = proxied.proxy(proxy);
         }
+        let from = |zone| {
+            let resolver = Within(names.clone(), allow.clone(), Reach::From(zone));
+            build(builder(config, &tls).dns_resolver(resolver))
+        };
         let text = |url: &Option<String>| url.clone().unwrap_or_default();
         Ok(Clients {
             direct: build(builder(config, &tls).dns_resolver(ToAnywhere(names.clone())))?,
-            public: build(builder(config, &tls).dns_resolver(ToPublic(names.clone(), allow)))?,
+            // In the order of the zones.
+            from: [from(Zone::Public)?, from(Zone::Private)?, from(Zone::Loopback)?, from(Zone::LinkLocal)?],
             proxied: build(proxied)?,
             proxies: Matcher::builder()
                 .http(text(&self.proxies.http))

@@ -3,7 +3,8 @@
 //! What must hold:
 //! - A secret is sent only to URLs in its scope, whatever redirects say (H6). No error, log line or `Debug` shows it.
 //! - A secret is read when a request needs it first, when its time is over, and when a server refuses it. It is read
-//!   once, however many requests wait for it.
+//!   once, however many requests wait for it. Requests go on with a secret whose time is over while it is read: the
+//!   server decides.
 
 #[cfg(test)]
 mod tests;
@@ -11,9 +12,11 @@ mod tests;
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
+use parking_lot::Mutex;
 use reqwest::Url;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use tokio::task::JoinHandle;
@@ -160,7 +163,10 @@ enum Kind {
 }
 
 /// All credentials of the configuration.
-pub(super) struct Keyring(Vec<Arc<Key>>);
+pub(super) struct Keyring(Vec<Arc<Configured>>);
+
+/// A key, for requests to URLs in its scope.
+struct Configured(Arc<Key>);
 
 struct Key {
     reader: Arc<dyn Credentials>,
@@ -169,7 +175,11 @@ struct Key {
     kind: Kind,
     renew: Option<Duration>,
     reading: Reading,
-    held: tokio::sync::Mutex<Option<CachedHeaders>>,
+    held: Mutex<Option<CachedHeaders>>,
+    /// Held while they are read, and in the pause after that failed. A request that has some does not wait for it.
+    turn: tokio::sync::Mutex<()>,
+    /// Whether a task reads new ones while requests use the old ones.
+    renewing: AtomicBool,
 }
 
 #[derive(Clone)]
@@ -196,9 +206,11 @@ impl Keyring {
                 Some(CredentialSource::Command(_)) | None => Kind::Either,
             };
             let scope = Url::parse(&credential.url).unwrap_or_else(|_| nowhere());
-            let (reader, held) = (reader.clone(), tokio::sync::Mutex::new(None));
-            let reading = Reading::default();
-            Arc::new(Key { reader, number, scope, kind, renew: credential.renew, reading, held })
+            let (held, turn, renewing) =
+                (Mutex::default(), tokio::sync::Mutex::default(), AtomicBool::new(false));
+            let (reader, reading, renew) = (reader.clone(), Reading::default(), credential.renew);
+            let key = Key { reader, number, scope, kind, renew, reading, held, turn, renewing };
+            Arc::new(Configured(Arc::new(key)))
         });
         Self(keys.collect())
     }
@@ -206,7 +218,7 @@ impl Keyring {
     /// The authoriser with the longest scope that covers a URL.
     pub fn find(&self, url: &Url) -> Option<Arc<dyn Authoriser>> {
         let fitting = self.0.iter().filter(|key| key.covers(url));
-        let longest = fitting.max_by_key(|key| key.scope.path().len())?;
+        let longest = fitting.max_by_key(|key| key.0.scope.path().len())?;
         Some(longest.clone())
     }
 }
@@ -221,14 +233,14 @@ impl Grant for LentHeaders {
     }
 }
 
-impl Authoriser for Key {
+impl Authoriser for Configured {
     fn covers(&self, url: &Url) -> bool {
-        covers(&self.scope, url)
+        covers(&self.0.scope, url)
     }
 
     fn lend<'a>(&'a self, _http: &'a Http, _url: &'a Url) -> Job<'a, Result<Box<dyn Grant>, Failure>> {
         Box::pin(async move {
-            let CachedHeaders { headers, generation, .. } = self.current().await?;
+            let CachedHeaders { headers, generation, .. } = self.0.current().await?;
             Ok(Box::new(LentHeaders { headers, generation }) as Box<dyn Grant>)
         })
     }
@@ -240,47 +252,75 @@ impl Authoriser for Key {
             let Some(lent) = lent.filter(|_| matches!(refusal.status, 401 | 403)) else {
                 return Remedy::Fails(failure);
             };
-            if self.renew(lent).await { Remedy::Renewed(failure) } else { Remedy::Fails(failure) }
+            if self.0.renew(lent).await { Remedy::Renewed(failure) } else { Remedy::Fails(failure) }
         })
     }
 }
 
 impl Key {
     /// The header lines: those that are held, or new ones.
-    async fn current(&self) -> Result<CachedHeaders, Failure> {
-        let mut held = self.held.lock().await;
-        if let Some(held) = &*held
-            && self.renew.is_none_or(|renew| held.since.elapsed() < renew)
-        {
-            return Ok(held.clone());
+    async fn current(self: &Arc<Self>) -> Result<CachedHeaders, Failure> {
+        if let Some(held) = self.usable() {
+            return Ok(held);
         }
-        let read = self.read(held.as_ref().map_or(0, |held| held.generation)).await;
-        match (read, held.as_mut()) {
-            (Ok(new), _) => Ok(held.insert(new).clone()),
-            // The old ones may still be valid; the server decides.
-            (Err(why), Some(held)) => {
-                tracing::warn!(url = %self.scope, why, "credentials cannot be renewed; the old ones are used");
-                held.since = Instant::now();
-                Ok(held.clone())
-            }
-            (Err(why), None) => {
-                // With the lock held: all requests that need them wait, so they are not read more often.
+        let _turn = self.turn.lock().await;
+        if let Some(held) = self.usable() {
+            return Ok(held);
+        }
+        match self.read(0).await {
+            Ok(new) => Ok(self.held.lock().insert(new).clone()),
+            Err(why) => {
+                // All requests that need them wait, so they are not read more often.
                 tokio::time::sleep(AGAIN).await;
                 Err(Failure::again(format!("credentials for {}: {why}", self.scope)))
             }
         }
     }
 
+    fn is_due(&self, held: &CachedHeaders) -> bool {
+        self.renew.is_some_and(|renew| held.since.elapsed() >= renew)
+    }
+
+    /// The header lines that are held. When their time is over, a task reads new ones, and requests go on with these
+    /// meanwhile.
+    fn usable(self: &Arc<Self>) -> Option<CachedHeaders> {
+        let held = self.held.lock().clone()?;
+        if self.is_due(&held) && !self.renewing.swap(true, Ordering::AcqRel) {
+            tokio::spawn(self.clone().renew_early());
+        }
+        Some(held)
+    }
+
+    async fn renew_early(self: Arc<Self>) {
+        {
+            let _turn = self.turn.lock().await;
+            let due = self.held.lock().clone().filter(|held| self.is_due(held));
+            if let Some(old) = due {
+                let read = self.read(old.generation).await;
+                let mut held = self.held.lock();
+                match read {
+                    Ok(new) => *held = Some(new),
+                    // The old ones may still be valid; the server decides.
+                    Err(why) => {
+                        tracing::warn!(url = %self.scope, why, "credentials cannot be renewed; the old ones are used");
+                        *held = Some(CachedHeaders { since: Instant::now(), ..old });
+                    }
+                }
+            }
+        }
+        self.renewing.store(false, Ordering::Release);
+    }
+
     /// Reads credentials again that a server refused. Returns whether they differ now.
     async fn renew(&self, lent: &LentHeaders) -> bool {
-        let mut held = self.held.lock().await;
-        if held.as_ref().is_some_and(|held| held.generation != lent.generation) {
+        let _turn = self.turn.lock().await;
+        if self.held.lock().as_ref().is_some_and(|held| held.generation != lent.generation) {
             return true;
         }
         match self.read(lent.generation).await {
             Ok(new) => {
                 let differ = new.headers != lent.headers;
-                *held = Some(new);
+                *self.held.lock() = Some(new);
                 differ
             }
             Err(why) => {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 
-use super::address::{AllowList, not_public, public_only};
+use super::address::{AllowList, Reach, Zone, not_public, reachable};
 use super::answer::{Failure, RangeRequest, Sending, judge};
 use super::gate::Gate;
 use super::identity::retry_after;
@@ -261,12 +261,39 @@ fn addresses_that_are_not_public_are_recognised_in_all_forms() {
 fn a_name_is_checked_by_the_addresses_that_are_connected_to() {
     let addresses = |texts: &[&str]| -> Vec<IpAddr> { texts.iter().map(|t| t.parse().unwrap()).collect() };
     let allow = AllowList::new(&["10.0.0.0/8".to_owned()]);
-    let judge = |texts: &[&str]| public_only("images.example", addresses(texts), &allow);
+    let judge =
+        |texts: &[&str]| reachable("images.example", addresses(texts), &allow, Reach::From(Zone::Public));
     assert_eq!(judge(&["8.8.8.8", "127.0.0.1", "::1"]).unwrap(), addresses(&["8.8.8.8"]));
     assert_eq!(judge(&["10.1.1.1", "192.168.0.1"]).unwrap(), addresses(&["10.1.1.1"]));
     let why = judge(&["127.0.0.1", "::1"]).unwrap_err().to_string();
     assert!(why.contains("images.example has the address 127.0.0.1 (loopback)"), "{why}");
     assert!(judge(&[]).unwrap().is_empty());
+}
+
+/// A server of a private network sent requests to the metadata service of this machine: its answer, with credentials, was
+/// the base.
+/// Guards H9.
+#[test]
+fn a_server_leads_to_its_own_network_and_from_there_to_no_metadata_service() {
+    let to = ["8.8.8.8", "10.0.0.1", "fd00::1", "127.0.0.1", "::1", "0.0.0.0", "169.254.169.254", "fe80::1"];
+    let metadata =
+        ["169.254.170.2", "100.100.100.200", "192.0.0.192", "fd00:ec2::254", "::ffff:169.254.169.254"];
+    let allowed = |zone: Zone| -> Vec<&str> {
+        let all = to.into_iter().chain(metadata);
+        all.filter(|text| Reach::From(zone).refused(not_public(text.parse().unwrap())).is_none()).collect()
+    };
+    assert_eq!(allowed(Zone::Public), to[..1]);
+    assert_eq!(allowed(Zone::Private), to[..3]);
+    assert_eq!(allowed(Zone::Loopback), to[..6]);
+    let from_link_local = allowed(Zone::LinkLocal);
+    assert!(from_link_local.iter().all(|text| !to[3..6].contains(text)), "{from_link_local:?}");
+    // Of a name with several addresses, too.
+    let found = vec!["169.254.169.254".parse().unwrap(), "10.0.0.1".parse().unwrap()];
+    let judge = |allow: &[String]| {
+        reachable("images.example", found.clone(), &AllowList::new(allow), Reach::From(Zone::Private))
+    };
+    assert_eq!(judge(&[]).unwrap(), found[1..]);
+    assert_eq!(judge(&["169.254.0.0/16".to_owned()]).unwrap(), found);
 }
 
 /// The state of each server was kept for ever.

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant as Time, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::answer::Failure;
-use crate::source::{Stall, StallKind};
+use super::too_late;
+use crate::source::{Purpose, SourceError, Stall, StallKind};
 
 /// The shortest time between two log lines that reads wait.
 const LOG_EVERY: Duration = Duration::from_secs(10);
@@ -99,7 +100,32 @@ struct Clock {
     failed: Option<(SystemTime, Failure)>,
 }
 
+/// The longest time of a fetch for which no reader waits.
+const TRIED_FOR: Duration = Duration::from_secs(30);
+
 impl Wait {
+    /// Of one fetch of a base with this deadline, whose first reader waits since then.
+    pub fn of_fetch(
+        purpose: Purpose,
+        since: Time,
+        deadline: Option<Duration>,
+        stalls: &Arc<Stalls>,
+        min_rate: u64,
+    ) -> Self {
+        let demand = purpose == Purpose::Demand;
+        let patience = match deadline {
+            Some(deadline) if demand => Patience::From(Instant::from_std(since), deadline),
+            None if demand => Patience::Endless,
+            deadline => Patience::AfterFailure(deadline.unwrap_or(TRIED_FOR).min(TRIED_FOR)),
+        };
+        Self::new(demand.then(|| stalls.clone()), patience, min_rate)
+    }
+
+    /// The error of a fetch whose time is up. `shown` is what it reads.
+    pub fn too_late(&self, shown: &str) -> SourceError {
+        too_late(shown, self.limit().unwrap_or_default(), self.last())
+    }
+
     pub fn new(stalls: Option<Arc<Stalls>>, patience: Patience, min_rate: u64) -> Self {
         let number = stalls.as_ref().map_or(0, |stalls| stalls.next.fetch_add(1, Ordering::Relaxed));
         let mark = match patience {

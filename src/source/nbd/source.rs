@@ -12,12 +12,10 @@ use super::Nbd;
 use super::connection::Connection;
 use super::place::Place;
 use crate::source::http::{
-    Failure, Gate, Party, Pass, Patience, Proving, Rate, RemoteOptions, Slots, Stalls, TRIED_FOR, TRIES,
-    Wait, failed, jittered, too_late,
+    Failure, Gate, Party, Pass, Proving, Rate, RemoteOptions, Slots, Stalls, TRIES, Wait, failed, given_up,
+    jittered,
 };
-use crate::source::{
-    Deliver, Fetch, ProofOfRange, Purpose, RemoteSource, SourceError, SourceErrorKind, Stall, UrlState,
-};
+use crate::source::{Deliver, Fetch, ProofOfRange, Purpose, RemoteSource, SourceError, Stall, UrlState};
 
 /// Bytes of one request, and requests of one fetch in flight.
 const PIECE: u64 = 256 << 10;
@@ -103,20 +101,14 @@ impl NbdSource {
         mut deliver: Deliver,
         proof: Option<ProofOfRange>,
     ) -> Result<(), SourceError> {
-        let demand = purpose == Purpose::Demand;
-        let patience = match self.options.deadline {
-            Some(deadline) if demand => Patience::From(Instant::from_std(since), deadline),
-            None if demand => Patience::Endless,
-            deadline => Patience::AfterFailure(deadline.unwrap_or(TRIED_FOR).min(TRIED_FOR)),
-        };
-        let stalls = demand.then(|| self.stalls.clone());
-        let wait = Wait::new(stalls, patience, self.nbd.http.config().min_rate);
+        let (deadline, min_rate) = (self.options.deadline, self.nbd.http.config().min_rate);
+        let wait = Wait::of_fetch(purpose, since, deadline, &self.stalls, min_rate);
         let proving = proof.map(|proof| Proving::begin(self.nbd.http.runtime(), range.clone(), proof));
         let job = Job { end: range.end, purpose, wait: &wait, deliver: &mut deliver, proving };
         tokio::select! {
             biased;
             done = self.run(range.start, job) => done,
-            () = wait.over() => Err(too_late(&self.shown(), wait.limit().unwrap_or_default(), wait.last())),
+            () = wait.over() => Err(wait.too_late(&self.shown())),
         }
     }
 
@@ -126,13 +118,7 @@ impl NbdSource {
         while at < job.end {
             let targets = changes.borrow_and_update().clone();
             if targets.given_up {
-                return Err(SourceError::remote(
-                    SourceErrorKind::GivenUp,
-                    "read",
-                    targets.shown(),
-                    "its operator gave it up",
-                    "undo it with: plyfs base fail NAME --undo, or: plyfs base set NAME --source URL",
-                ));
+                return Err(given_up(targets.shown()));
             }
             let asking = self.ask(&targets, &mut at, &mut tries, &mut job);
             tokio::select! {

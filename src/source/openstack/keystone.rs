@@ -43,7 +43,7 @@ impl Drop for Session {
 pub struct Endpoint {
     /// Without a slash at its end.
     pub url: String,
-    /// Whether it may be at any address: the operator named it, or keystone itself is not on the public network.
+    /// Whether it may be at an address that is not public: the operator named it, or keystone itself has such an address.
     pub anywhere: bool,
 }
 
