@@ -93,6 +93,11 @@ pub(super) fn size_or_zero(text: &str) -> Result<u64, String> {
     parse_size(text).map_err(|error| error.to_string())
 }
 
+/// Parses the longest time that a command waits.
+pub(super) fn longest_wait(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "it is not a time; write one such as 30s or 5m".into())
+}
+
 /// Parses a duration of at least a second.
 pub(super) fn time(text: &str) -> Result<Duration, String> {
     match crate::config::parse_duration(text) {

@@ -167,6 +167,15 @@ impl ErrorObject {
         Self { kind, object, cause: cause.to_owned(), remedy, message }
     }
 
+    /// Takes a message about the arguments apart. It is `cause; remedy`, and the remedy may have several parts.
+    pub(super) fn of_usage(argument: Option<String>, message: &str) -> Self {
+        let (cause, remedy) = match message.split_once("; ") {
+            Some((cause, remedy)) => (cause.to_owned(), Some(remedy.to_owned())),
+            None => (message.to_owned(), None),
+        };
+        Self { kind: "usage".into(), object: argument, cause, remedy, message: message.to_owned() }
+    }
+
     fn about(mut self, object: String, cause: String) -> Self {
         (self.object, self.cause) = (Some(object), cause);
         self

@@ -101,11 +101,21 @@ pub(super) fn usage(error: &clap::Error) -> ExitCode {
         }
         // The arguments could not be parsed, so the option is looked for by its text.
         _ if std::env::args_os().any(|arg| arg == "--json") => {
-            print_object(&ErrorObject::new("usage", &usage_line(error)));
+            print_object(&ErrorObject::of_usage(argument(error), &usage_line(error)));
         }
         _ => print_error(&usage_line(error)),
     }
     ExitCode::from(code)
+}
+
+/// The argument or the word that a mistake is about.
+fn argument(error: &clap::Error) -> Option<String> {
+    let of = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        Some(ContextValue::Strings(texts)) => Some(texts.join(" ")),
+        _ => None,
+    };
+    of(ContextKind::InvalidArg).or_else(|| of(ContextKind::InvalidSubcommand))
 }
 
 pub(super) fn usage_line(error: &clap::Error) -> String {

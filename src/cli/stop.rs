@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::Global;
 use super::client::{Client, read};
 use super::error::CliError;
 use super::holders::{self, Holder, unescape};
+use super::{Global, args};
 use crate::control::wire::{self, ErrorKind, Status};
 use crate::daemon::{End, Outcome};
 use crate::format::layout;
@@ -34,7 +34,7 @@ const INTERVAL: Duration = Duration::from_millis(10);
 #[command(after_help = EXAMPLES)]
 pub(super) struct Stop {
     /// Longest wait, such as 30s or 5m; the daemon continues to stop after that
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = args::longest_wait)]
     timeout: Duration,
     /// Stop although files of the mount are open
     #[arg(long)]

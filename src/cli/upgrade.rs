@@ -30,7 +30,7 @@ pub(super) struct Upgrade {
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
     /// Longest wait, such as 30s or 5m; the upgrade continues after that
-    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = args::longest_wait)]
     timeout: Duration,
 }
 

@@ -21,6 +21,9 @@ pub struct Report {
     pub worker_starts: u64,
     /// How the last workers ended, oldest first.
     pub ends: Vec<End>,
+    /// Why the worker before the next one ended without having delivered its last events; `None` when it was told to end
+    /// or there was none.
+    pub cut_off: Option<String>,
     /// Milliseconds by which the last start was delayed, because workers kept ending soon.
     pub back_off_ms: u64,
     /// The standby worker.

@@ -583,6 +583,13 @@ impl Supervisor {
         self.last_read = worker.device.as_ref().map_or(0, Device::highest);
         let why = worker.why(status);
         let served = worker.since.elapsed();
+        let upgrades = self.upgrading.as_ref().is_some_and(Upgrading::expects_worker_end);
+        let relocates = self.is_relocating();
+        self.report.cut_off = match (upgrades, relocates) {
+            (true, _) => None,
+            (_, true) => Some("the live maps move".into()),
+            _ => Some(reason(&why)),
+        };
         if self.is_closing() {
             return self.closing_worker_ended(&worker, status);
         }
@@ -597,9 +604,7 @@ impl Supervisor {
             self.outcome = Some(self.worker_result(&worker, status));
             return Ok(());
         }
-        let planned =
-            self.upgrading.as_ref().is_some_and(Upgrading::expects_worker_end) || self.is_relocating();
-        if !planned {
+        if !upgrades && !relocates {
             let starts = self.report.worker_starts;
             tracing::error!(why, starts, ?served, "the worker ended; the next one takes over");
             let served_ms = served.as_millis() as u64;

@@ -36,7 +36,7 @@ use crate::control::wire::Confinement;
 use crate::control::{self, Control};
 use crate::delta::Delta;
 use crate::disks::DiskJobs;
-use crate::events::{Event, Events, Kind};
+use crate::events::{Event, Events};
 use crate::format::record::Superblock;
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::FuseSession;
@@ -423,7 +423,7 @@ fn serve(
     let WebAccess { network, credentials, secrets, notifier: notify_helper, page: waits } = web;
     let page = page.map(PageSocket::Bound).or(waits);
     let events = Events::new();
-    events.emit(Event::new(Kind::WorkerStarted));
+    events.emit(Event::worker_started(activation.report.cut_off.as_deref()));
     adopt(&cache, &activation.report);
     let live_dir = match &live {
         LiveMapLocation::Arena(..) => None,
@@ -516,6 +516,7 @@ fn serve(
         notify_helper.map(|helper| Destination::Command(Box::new(move |input: &[u8]| helper.run(input))));
     notify::spawn(&config.notify, &events, web.chain(command).collect(), &notifications)
         .map_err(no_thread)?;
+    let bus = events.clone();
     let control = Control {
         store: store.clone(),
         service: service.clone(),
@@ -564,6 +565,7 @@ fn serve(
         callers,
         report,
         drain,
+        events: bus.clone(),
         lock,
         hears_closed: start.hears_closed,
     })
@@ -579,6 +581,7 @@ fn serve(
     serving.run(&notifier).map_err(|e| format!("cannot read requests: {e}"))?;
     store.close().map_err(|e| e.to_string())?;
     sources.flush();
+    bus.finish();
     // The directory is empty after a clean close. Otherwise it stays.
     let _ = live_dir.map(std::fs::remove_dir);
     Ok(())
@@ -594,6 +597,7 @@ struct SupervisorListener {
     callers: Arc<CallersClient>,
     report: Arc<Mutex<Report>>,
     drain: Arc<tokio::sync::Notify>,
+    events: Events,
     lock: Lock,
     hears_closed: bool,
 }
@@ -656,6 +660,7 @@ impl SupervisorListener {
         self.service.quiesce();
         let code = match self.store.close() {
             Ok(()) => {
+                self.events.finish();
                 // The directory is empty after a clean close.
                 let _ = self.live_dir.as_ref().map(std::fs::remove_dir);
                 drop(self.lock.lock().take());

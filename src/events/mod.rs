@@ -19,9 +19,9 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 pub use traffic::{Reason, Total, Totals, Traffic};
 
@@ -31,6 +31,8 @@ pub const RECENT: usize = 512;
 pub const QUEUE: usize = 1024;
 /// Most listeners at a time.
 pub const LISTENERS: usize = 64;
+/// How long a worker that is told to end waits for listeners to receive and deliver their last events.
+pub const LAST_DELIVERIES: Duration = Duration::from_secs(2);
 /// Most bytes of a reason.
 const LONGEST_REASON: usize = 512;
 
@@ -141,6 +143,18 @@ impl Event {
         Self { kind, base: None, disk: None, bytes: None, count: None, reason: None, since_ns: None }
     }
 
+    /// That a worker began to serve. `cut_off` says why the worker before it ended without having delivered its last
+    /// events.
+    pub fn worker_started(cut_off: Option<&str>) -> Self {
+        let event = Self::new(Kind::WorkerStarted);
+        match cut_off {
+            Some(why) => {
+                event.because(format!("the worker before it ended ({why}): its last events may be missing"))
+            }
+            None => event,
+        }
+    }
+
     /// An event about the base of that name.
     pub fn of_base(kind: Kind, base: &str) -> Self {
         Self { base: Some(base.into()), ..Self::new(kind) }
@@ -215,6 +229,8 @@ pub struct Events(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     bus: Mutex<Bus>,
+    /// The last listener has gone.
+    alone: Condvar,
     bases: Mutex<Bases>,
 }
 
@@ -362,14 +378,33 @@ impl Events {
         Some(Listener { shared: self.0.clone(), listener })
     }
 
-    /// Ends the bus: each listener receives the events in its queue and then the end.
+    /// Ends the bus: each listener receives the events in its queue, the growth of the counters since the last tick, and
+    /// then the end.
     pub fn close(&self) {
+        self.tick();
         let wakers: Vec<_> = {
             let mut bus = self.0.bus.lock();
             bus.closed = true;
             bus.listeners.iter_mut().filter_map(|queue| queue.waker.take()).collect()
         };
         wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Waits until no listener is left, until `end` at most. A listener of a closed bus goes when it has delivered its last
+    /// events.
+    pub fn wait_for_listeners(&self, end: Instant) {
+        let mut bus = self.0.bus.lock();
+        while !bus.listeners.is_empty() {
+            if self.0.alone.wait_until(&mut bus, end).timed_out() {
+                return;
+            }
+        }
+    }
+
+    /// Ends the bus with its worker: [`close`](Self::close), and waits for [`LAST_DELIVERIES`] at most.
+    pub fn finish(&self) {
+        self.close();
+        self.wait_for_listeners(Instant::now() + LAST_DELIVERIES);
     }
 
     /// The counters for `status`.
@@ -419,6 +454,13 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        self.shared.bus.lock().listeners.retain(|queue| queue.listener != self.listener);
+        let is_last = {
+            let mut bus = self.shared.bus.lock();
+            bus.listeners.retain(|queue| queue.listener != self.listener);
+            bus.listeners.is_empty()
+        };
+        if is_last {
+            self.shared.alone.notify_all();
+        }
     }
 }

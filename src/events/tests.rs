@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Delivery, Event, Events, Kind, LISTENERS, Listener, QUEUE, RECENT, Reason, Total};
 
@@ -122,6 +123,37 @@ fn a_listener_receives_earlier_events_before_the_end() {
     assert_eq!((numbers(&received), end), (vec![1], true));
     let (received, end) = receive(&mut events.listen(Some(0)).expect("room"));
     assert_eq!((numbers(&received), end), (vec![1], true));
+}
+
+/// Regression: what was counted since the last tick was lost at the end.
+#[test]
+fn a_listener_receives_the_growth_since_the_last_tick_before_the_end() {
+    let events = Events::new();
+    let mut listener = events.listen(None).expect("room");
+    events.base(1, "b").add(Reason::Demand, 16384);
+    events.close();
+    let (received, end) = receive(&mut listener);
+    let [Delivery::Event(record)] = &received[..] else { panic!("{received:?}") };
+    assert_eq!((record.event.kind, record.event.bytes, end), (Kind::BaseMiss, Some(16384), true));
+}
+
+#[test]
+fn an_end_waits_for_its_listeners_and_no_longer_than_it_is_told() {
+    let events = Events::new();
+    events.wait_for_listeners(Instant::now() + Duration::from_secs(60));
+    let listener = events.listen(None).expect("room");
+    let begun = Instant::now();
+    events.wait_for_listeners(begun + Duration::from_millis(20));
+    assert!(begun.elapsed() >= Duration::from_millis(20));
+    let (gone, wait) = (Arc::new(AtomicUsize::new(0)), events.clone());
+    let seen = gone.clone();
+    let waiting = thread::spawn(move || {
+        wait.wait_for_listeners(Instant::now() + Duration::from_secs(60));
+        seen.load(Ordering::SeqCst)
+    });
+    gone.store(1, Ordering::SeqCst);
+    drop(listener);
+    assert_eq!(waiting.join().expect("no panic"), 1);
 }
 
 #[test]

@@ -384,9 +384,20 @@ fn an_error_is_an_object_with_json() {
     let error = error_object(&output, 1);
     assert_eq!((&error["kind"], &error["object"]), (&json!("invalid_answer"), &json!("disk vm1")), "{error}");
 
-    let error = error_object(&run(store.path(), &["--json", "disk", "create", "vm1"]), 2);
-    assert_eq!(error["kind"], "usage", "{error}");
-    assert!(error["message"].as_str().is_some_and(|message| message.contains("--size")), "{error}");
+    for (args, object, cause, remedy) in [
+        ("disk create vm1", "--size <SIZE>", "not provided: --size <SIZE>", "usage: plyfs disk create"),
+        ("base create b x", "create", "unrecognized subcommand 'create'", "plyfs base add?; usage"),
+        ("status extra", "extra", "unexpected argument 'extra' found", "usage: plyfs status"),
+        ("base add b x --format vdi", "--format <FORMAT>", "[possible values: raw,", "qemu-img convert"),
+        ("disk create vm1 --size 20", "--size <SIZE>", "that is 20 bytes", "add a unit, as in 20G"),
+        ("stop --timeout soon", "--timeout <DURATION>", "it is not a time", "write one such as 30s"),
+    ] {
+        let args: Vec<_> = ["--json"].into_iter().chain(args.split(' ')).collect();
+        let error = error_object(&run(store.path(), &args), 2);
+        assert_eq!((&error["kind"], &error["object"]), (&json!("usage"), &json!(object)), "{error}");
+        let has = |key: &str, part: &str| error[key].as_str().is_some_and(|text| text.contains(part));
+        assert!(has("cause", cause) && has("remedy", remedy) && has("message", cause), "{error}");
+    }
 }
 
 #[test]

@@ -184,6 +184,12 @@ fn an_invalid_configuration_is_refused_before_anything_starts() {
     for (text, part) in [
         ("[cahce]\n", "line 1: unknown field `cahce`"),
         ("[fuse]\nthreads = 0\n", "fuse.threads: 0 is out of bounds"),
+        ("[http]\nca_file = \"/nonexistent\"\n", "http.ca_file: /nonexistent: No such file"),
+        ("[security]\nbase_dirs = [\"/nonexistent\"]\n", "security.base_dirs: /nonexistent: No such file"),
+        (
+            "[[http.credentials]]\nurl = \"https://a/\"\nbearer_file = \"/nonexistent\"\n",
+            "http.credentials: /nonexistent: No such file",
+        ),
     ] {
         std::fs::write(&file, text).expect("write");
         let line = error_line(&run(store.path(), &["serve", "--config", file.to_str().expect("UTF-8")]), 78);

@@ -47,6 +47,9 @@ fn a_long_check_prints_lines_of_json_of_which_the_last_is_the_result() {
     let (result, updates) = rest.split_last().unwrap();
     assert!(updates.iter().all(|update| update["part"].is_string()), "{updates:?}");
     assert!(result["findings"].as_array().is_some_and(|all| !all.is_empty()), "{result}");
+    let kinds = result["checked"].as_object().unwrap();
+    let is_key = |kind: &String| kind.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase());
+    assert!(kinds.keys().all(is_key) && kinds.contains_key("map_files"), "{result}");
     assert_eq!(child.wait().unwrap().code(), Some(1));
 }
 

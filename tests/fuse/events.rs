@@ -65,11 +65,16 @@ fn events_follow_continues_with_the_next_worker() {
     assert_eq!(first["worker"].as_i64(), Some(daemon.worker().into()));
     let mut follower = Follower::of(&daemon);
     daemon.kill_worker();
-    let after_death = follower.hears("worker.started")["worker"].as_i64().unwrap();
+    let started = follower.hears("worker.started");
+    let why = started["reason"].as_str().unwrap();
+    assert!(why.contains("SIGKILL") && why.contains("its last events may be missing"), "{why}");
+    let after_death = started["worker"].as_i64().unwrap();
     assert_eq!(after_death, i64::from(daemon.worker()));
     daemon.prepared();
     daemon.ok(&["upgrade"]);
-    let after_upgrade = follower.hears("worker.started")["worker"].as_i64().unwrap();
+    let started = follower.hears("worker.started");
+    assert_eq!(started.get("reason"), None, "nothing is lost at an upgrade");
+    let after_upgrade = started["worker"].as_i64().unwrap();
     assert_ne!(after_upgrade, after_death);
     until("a listener of the new worker", || (daemon.status()["events"]["listeners"] == 1).then_some(()));
     daemon.stop();

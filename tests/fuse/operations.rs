@@ -106,6 +106,38 @@ fn a_web_server_and_a_command_get_the_events_of_each_worker() {
     });
 }
 
+/// Regression: an upgrade and a stop lost the traffic of the last second, and what was not delivered yet.
+#[test]
+fn a_worker_that_is_told_to_end_delivers_its_last_events() {
+    let server = Server::start(Object::new(4 * MIB));
+    let (command, file) = appending();
+    let mut daemon = configured(&format!("[notify]\n{command}"));
+    daemon.ok(&["base", "add", "far", &server.url("/far")]);
+    daemon.ok(&["disk", "create", "far", "--base", "far"]);
+    // Reads at a place of its own. Returns the worker, and the bytes that it fetched.
+    let fetch = |daemon: &TestDaemon, at: usize| {
+        daemon.prepared();
+        read_at(&open(&daemon.disk("far")), at as u64, 65536);
+        let bases = daemon.status()["events"]["bases"].clone();
+        let misses = bases[0]["miss"].as_object().unwrap().values();
+        let bytes: u64 = misses.map(|total| total["bytes"].as_u64().unwrap()).sum();
+        assert!(bytes >= 65536, "{bases}");
+        (i64::from(daemon.worker()), bytes)
+    };
+    let delivered = |worker: i64| -> u64 {
+        let events = lines(&file).into_iter().filter(|event| event["worker"] == worker);
+        let misses = events.filter(|event| event["event"] == "base.miss");
+        misses.map(|event| event["bytes"].as_u64().unwrap()).sum()
+    };
+    let (first, fetched) = fetch(&daemon, MIB);
+    daemon.ok(&["upgrade"]);
+    assert!(delivered(first) >= fetched, "after an upgrade: {} of {fetched}", delivered(first));
+    let (second, fetched) = fetch(&daemon, 2 * MIB);
+    assert_ne!(first, second);
+    daemon.stop();
+    assert!(delivered(second) >= fetched, "after a stop: {} of {fetched}", delivered(second));
+}
+
 #[test]
 fn a_web_server_that_hangs_delays_nothing_and_gets_all_events_when_it_answers() {
     let (hook, server) = (Hook::start(), Server::start(Object::new(4 * MIB)));

@@ -177,7 +177,7 @@ fn columns_are_keys_of_the_rows() {
 fn the_screen_shows_the_busiest_disks_of_a_thousand() {
     let mut app = app(1000);
     let lines = screen(&mut app, (160, 24));
-    assert!(lines[1].starts_with("1000 disks, 1 bases, 1 servers (1 with trouble)"), "{lines:#?}");
+    assert!(lines[1].starts_with("disks: 1000, bases: 1, servers: 1 (1 with trouble)"), "{lines:#?}");
     assert!(lines[3].contains("1-18 of 1000"), "{lines:#?}");
     assert_eq!(first_word(&lines[4]), "NAME");
     assert_eq!(first_word(&lines[5]), "vm1000");
@@ -254,13 +254,13 @@ fn a_paused_screen_stays_and_an_error_leaves_the_last_numbers() {
     press(&mut app, "p");
     app.take(Ok(frame(5)));
     let lines = screen(&mut app, (120, 24));
-    assert!(lines[1].starts_with("3 disks") && lines[3].ends_with("PAUSED"), "{lines:#?}");
+    assert!(lines[1].starts_with("disks: 3,") && lines[3].ends_with("PAUSED"), "{lines:#?}");
     press(&mut app, " ");
     app.take(Ok(frame(5)));
-    assert!(screen(&mut app, (120, 24))[1].starts_with("5 disks"));
+    assert!(screen(&mut app, (120, 24))[1].starts_with("disks: 5,"));
     app.take(Err(crate::cli::error::CliError::Usage("the daemon does not answer\u{1b}[2J".to_owned())));
     let lines = screen(&mut app, (120, 24));
-    assert!(lines[1].starts_with("5 disks"), "{lines:#?}");
+    assert!(lines[1].starts_with("disks: 5,"), "{lines:#?}");
     assert_eq!(lines[23], "the daemon does not answer\\u{1b}[2J");
 }
 

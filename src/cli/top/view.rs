@@ -41,7 +41,7 @@ pub(super) fn summary(frame: &Frame) -> Vec<String> {
     vec![
         format!("plyfs top  {}  {} s  worker {}{worker}", frame.at, frame.seconds, frame.worker),
         format!(
-            "{} disks, {} bases, {} servers ({waiting} with trouble)  delta {}, {}/s",
+            "disks: {}, bases: {}, servers: {} ({waiting} with trouble)  delta {}, {}/s",
             frame.disks.len(),
             frame.bases.len(),
             frame.servers.len(),
