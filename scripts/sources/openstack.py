@@ -290,7 +290,8 @@ def run(failures, cloud, daemon, data, image):
     places = [(random.Random(n).randrange(SIZE - 100_000), 100_000) for n in range(20)]
     check("reads are the image's bytes", all(read(path, at, n) == data[at : at + n] for at, n in places))
     lines = cloud.data_requests(image)
-    check("each answer of Glance was a range", lines and all("206" in line for line in lines), f"{len(lines)} answers")
+    others = [line for line in lines if "HTTP/1.1 206" not in line]
+    check("each answer of Glance was a range", lines and not others, f"{len(lines)} answers; {others}")
 
     for name, words in (("queued", "Glance says that the image is queued"), ("ova", "container_format is ova"), ("two", "2 images two")):
         properties = {"container_format": "ova"} if name == "ova" else {}
