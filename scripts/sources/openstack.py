@@ -283,15 +283,16 @@ def test_glance(_quick):
 
 def run(failures, cloud, daemon, data, image):
     check = failures.check
-    base = daemon.cli("base", "add", "debian", "--cloud", "test", "debian-12")
+    base = daemon.cli("base", "add", "debian", "--cloud", "test", "debian-12", seconds=START)
     check("add by name gives the image by its ID", base["source"] == f"glance+cloud://test/{image}", base["source"])
     check("the digest is the record's", base["sha512"] == hashlib.sha512(data).hexdigest())
     path = daemon.base("debian")
     places = [(random.Random(n).randrange(SIZE - 100_000), 100_000) for n in range(20)]
     check("reads are the image's bytes", all(read(path, at, n) == data[at : at + n] for at, n in places))
     lines = cloud.data_requests(image)
-    others = [line for line in lines if "HTTP/1.1 206" not in line]
-    check("each answer of Glance was a range", lines and not others, f"{len(lines)} answers; {others}")
+    # 401: a token ended before a busy machine had answered with it.
+    others = [line for line in lines if "HTTP/1.1 206" not in line and "HTTP/1.1 401" not in line]
+    check("each answer of Glance with data was a range", lines and not others, f"{len(lines)} answers; {others}")
 
     for name, words in (("queued", "Glance says that the image is queued"), ("ova", "container_format is ova"), ("two", "2 images two")):
         properties = {"container_format": "ova"} if name == "ova" else {}
