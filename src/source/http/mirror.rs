@@ -358,10 +358,8 @@ impl Mirror {
                 let signed = grant.sign(&request)?;
                 headers.extend(signed);
             }
-            let request = http.clients.choose(url, target.reach).get(url.clone()).headers(headers);
             let (count, sent) = (http.count(url), Instant::now());
-            count.request();
-            let answer = timeout(ask.answer_within, request.send());
+            let answer = timeout(ask.answer_within, http.clients.get(url, target.reach, &headers, &count));
             tokio::pin!(answer);
             let answer = match timeout(SLOW, &mut answer).await {
                 Ok(answer) => answer,
