@@ -17,6 +17,8 @@ VENV = os.environ.get("OPENSTACK_VENV")
 PASSWORD = "gEhEiM-of-the-reader"
 # Seconds that a token lasts.
 LIFE = 20
+# Seconds in which a service has to start, and a command that prepares it to end, also on a machine that is busy.
+START = 300
 SIZE = 24 * MIB
 
 KEYSTONE = """
@@ -126,20 +128,24 @@ class Cloud:
         (where / "secure.yaml").write_text(SECURE.format(**values))
         manage = [self.venv / "bin/keystone-manage", "--config-file", where / "keystone.conf"]
         user = ["--keystone-user", str(os.getuid()), "--keystone-group", str(os.getgid())]
-        call(*manage, "db_sync", timeout=120)
-        call(*manage, "fernet_setup", *user, timeout=180)
-        call(*manage, "credential_setup", *user, timeout=180)
+        call(*manage, "db_sync", timeout=START)
+        call(*manage, "fernet_setup", *user, timeout=START)
+        call(*manage, "credential_setup", *user, timeout=START)
         urls = [f"--bootstrap-{kind}-url={self.keystone}/v3" for kind in ("admin", "public", "internal")]
-        call(*manage, "bootstrap", "--bootstrap-password", PASSWORD, "--bootstrap-region-id", "R", *urls, timeout=180)
-        call(self.venv / "bin/glance-manage", "--config-file", where / "glance-api.conf", "db_sync", timeout=120)
+        call(*manage, "bootstrap", "--bootstrap-password", PASSWORD, "--bootstrap-region-id", "R", *urls, timeout=START)
+        call(self.venv / "bin/glance-manage", "--config-file", where / "glance-api.conf", "db_sync", timeout=START)
         self.processes = {}
         self.start("keystone")
         self.start("glance")
         self.furnish()
 
     def start(self, name):
-        # Glance's middleware gets connection resets of keystone's uwsgi without --http-keepalive.
-        ways = {"keystone": ["--http", "--http-keepalive", "--post-buffering=65536"], "glance": ["--http-socket"]}
+        # A socket of uwsgi closes the connection after each answer of HTTP/1.1 and does not say so. A client that sends its next
+        # request there gets a reset. keystone is behind uwsgi's router, which keeps connections; Glance says that it closes them.
+        ways = {
+            "keystone": ["--http", "--http-keepalive", "--post-buffering=65536"],
+            "glance": ["--http-socket", "--add-header=Connection: close"],
+        }
         modules = {"keystone": "keystone.wsgi.api:application", "glance": "glance.wsgi.api:application"}
         way, *more = ways[name]
         environment = {
@@ -156,7 +162,7 @@ class Cloud:
             env=environment,
         )
         url = f"http://127.0.0.1:{self.ports[name]}/"
-        wait_for(name, lambda: self.answers(url), self.processes[name])
+        wait_for(name, lambda: self.answers(url), self.processes[name], seconds=START)
 
     @staticmethod
     def answers(url):
@@ -198,7 +204,8 @@ class Cloud:
         user = {"name": "reader", "password": PASSWORD, "domain_id": "default"}
         reader = ask("POST", f"{v3}/users", {"user": user})["user"]["id"]
         roles = {role["name"]: role["id"] for role in ask("GET", f"{v3}/roles")["roles"]}
-        ask("PUT", f"{v3}/projects/{project}/users/{reader}/roles/{roles['reader']}")
+        # The role reader lists images and does not download them.
+        ask("PUT", f"{v3}/projects/{project}/users/{reader}/roles/{roles['member']}")
         self.project = project
 
     def image(self, name, data, **properties):
@@ -276,14 +283,16 @@ def test_glance(_quick):
 
 def run(failures, cloud, daemon, data, image):
     check = failures.check
-    base = daemon.cli("base", "add", "debian", "--cloud", "test", "debian-12")
+    base = daemon.cli("base", "add", "debian", "--cloud", "test", "debian-12", seconds=START)
     check("add by name gives the image by its ID", base["source"] == f"glance+cloud://test/{image}", base["source"])
     check("the digest is the record's", base["sha512"] == hashlib.sha512(data).hexdigest())
     path = daemon.base("debian")
     places = [(random.Random(n).randrange(SIZE - 100_000), 100_000) for n in range(20)]
     check("reads are the image's bytes", all(read(path, at, n) == data[at : at + n] for at, n in places))
     lines = cloud.data_requests(image)
-    check("each answer of Glance was a range", lines and all("206" in line for line in lines), f"{len(lines)} answers")
+    # 401: a token ended before a busy machine had answered with it.
+    others = [line for line in lines if "HTTP/1.1 206" not in line and "HTTP/1.1 401" not in line]
+    check("each answer of Glance with data was a range", lines and not others, f"{len(lines)} answers; {others}")
 
     for name, words in (("queued", "Glance says that the image is queued"), ("ova", "container_format is ova"), ("two", "2 images two")):
         properties = {"container_format": "ova"} if name == "ova" else {}

@@ -2,7 +2,7 @@
 //! HEAD, Content-MD5 of the whole image with each range, 400 of a store without ranges, 204 of a store that lost the
 //! data, 401 to a token that has ended.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -307,6 +307,33 @@ fn the_images_of_a_cloud_are_listed_page_by_page() {
     let http = house.client.http.clone();
     let other = house.client.wait(async move { http.list_images("lab").await });
     fails(other, Protocol, &["no cloud lab (it has: prod)"]);
+}
+
+#[test]
+fn a_glance_that_ends_connections_and_does_not_say_so_is_asked_again() {
+    let house = House::new();
+    let (image, used) = (house.image.clone(), Mutex::new(HashSet::new()));
+    // As a socket of uwsgi does: an answer of HTTP/1.1, and then the end of the connection.
+    house.server.on(move |request| match used.lock().unwrap().insert(request.connection) {
+        true => image.lock().unwrap().answer(request),
+        false => Reply::Close,
+    });
+    let list = || {
+        let http = house.client.http.clone();
+        house.client.wait(async move { http.list_images("prod").await })
+    };
+    house.change(|image| image.pages = vec![serde_json::json!({"images": [image.record.clone()]})]);
+    assert_eq!(list().unwrap().len(), 1);
+    let by_name = "glance+cloud://prod/debian";
+    house.probe_with(by_name, RemoteOptions::default(), false).unwrap();
+    let probed = house.probe().unwrap();
+    let source = house.open(&probed, RemoteOptions::default());
+    assert_eq!(house.client.read(&source, 7..70_000).unwrap(), house.part(7..70_000));
+    // One that never answers is not asked for ever.
+    house.server.on(|_| Reply::Close);
+    house.server.forget_requests();
+    fails(list(), Unreachable, &["connection"]);
+    assert_eq!(house.server.requests().len(), 3);
 }
 
 #[test]

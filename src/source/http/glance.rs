@@ -310,8 +310,7 @@ impl Image {
                 headers = grant.sign(&request)?;
             }
             let count = http.count(url);
-            count.request();
-            let sending = http.clients.choose(url, reach).get(url.clone()).headers(headers).send();
+            let sending = http.clients.get(url, reach, &headers, &count);
             let sent = timeout(http.answer_timeout(), sending).await;
             let late = |_| Failure::again(format!("it does not answer within {:?}", http.answer_timeout()));
             let mut response = sent.map_err(late)?.map_err(|error| match super::tls::problem(&error) {

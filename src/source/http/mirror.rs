@@ -359,10 +359,9 @@ impl Mirror {
                 let signed = grant.sign(&request)?;
                 headers.extend(signed);
             }
-            let request = http.clients.choose(url, target.reach).get(url.clone()).headers(headers);
             let (count, sent) = (http.count(url), Instant::now());
-            count.request();
-            let answer = timeout(ask.answer_within, on_behalf_of(ask.party, request.send()));
+            let sending = http.clients.get(url, target.reach, &headers, &count);
+            let answer = timeout(ask.answer_within, on_behalf_of(ask.party, sending));
             tokio::pin!(answer);
             let answer = match timeout(SLOW, &mut answer).await {
                 Ok(answer) => answer,

@@ -6,13 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::client::proxy::matcher::Matcher;
-use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Url};
+use reqwest::header::HeaderMap;
+use reqwest::{Client, ClientBuilder, NoProxy, Proxy, Response, Url};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
 use super::address::{AllowList, Reach, Zone};
 use super::names::{Names, ToAnywhere, Within};
+use super::servers::Count;
 use super::shown;
 use crate::config::HttpConfig;
 use crate::source::{SourceError, SourceErrorKind};
@@ -60,6 +62,8 @@ impl fmt::Debug for Proxies {
 const WINDOW: u32 = 4 << 20;
 /// Receive window of a connection: slow streams of one base leave room for streams of another.
 const MAX_CONNECTION_WINDOW: u32 = 256 << 20;
+/// How often a request is sent at once whose connection ends before an answer comes.
+const SENDS: u32 = 3;
 
 /// The HTTP clients. Each has its own connections, so a request never uses a connection that it was not allowed to
 /// make.
@@ -92,11 +96,40 @@ impl Clients {
         }
     }
 
+    /// Sends a GET. When the connection ends before an answer comes, the request is sent again at once, up to [`SENDS`]
+    /// times: the server may have ended a connection that was idle, or each one after its answer and without saying so, as
+    /// a socket of uwsgi does.
+    pub async fn get(
+        &self,
+        url: &Url,
+        reach: Reach,
+        headers: &HeaderMap,
+        count: &Count,
+    ) -> reqwest::Result<Response> {
+        let client = self.choose(url, reach);
+        let mut sent = 1;
+        loop {
+            count.request();
+            match client.get(url.clone()).headers(headers.clone()).send().await {
+                Err(error) if sent < SENDS && has_ended(&error) => {
+                    count.retry();
+                    sent += 1;
+                }
+                done => return done,
+            }
+        }
+    }
+
     /// Whether requests for a URL go through a proxy.
     pub fn is_proxied(&self, url: &Url) -> bool {
         // A URL that is no URI cannot be fetched directly either.
         url.as_str().parse().is_ok_and(|uri| self.proxies.intercept(&uri).is_some())
     }
+}
+
+/// Whether a connection that was open has ended before an answer came.
+fn has_ended(error: &reqwest::Error) -> bool {
+    error.is_request() && !error.is_connect() && !error.is_timeout()
 }
 
 /// See the module.

@@ -276,8 +276,8 @@ const CREDENTIALS: &str = "check the name; for a private repository, name its cr
      registry or for the server of its tokens";
 
 async fn send(http: &Http, url: &Url, reach: Reach, headers: HeaderMap) -> Result<Response, Failure> {
-    http.count(url).request();
-    let sending = http.clients.choose(url, reach).get(url.clone()).headers(headers).send();
+    let count = http.count(url);
+    let sending = http.clients.get(url, reach, &headers, &count);
     let late = |_| Failure::again(format!("it does not answer within {:?}", http.answer_timeout()));
     let response = timeout(http.answer_timeout(), sending).await.map_err(late)?;
     let response = response.map_err(|error| match super::tls::problem(&error) {

@@ -4,14 +4,11 @@
 //! page is asked for by the last image of this one.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
-use reqwest::header::HeaderMap;
 use reqwest::{StatusCode, Url};
 
 use super::{Image, parse, refuse, refused};
 use crate::source::SourceError;
-use crate::source::http::address::Reach;
 use crate::source::http::answer::Failure;
 use crate::source::http::clouds::CloudAuthoriser;
 use crate::source::http::{CORRECT, Http, failed};
@@ -19,9 +16,6 @@ use crate::source::openstack::{ImagePage, ImagePlace, ImageRecord, Whereabouts};
 
 /// Images of a page. Records have a few KiB, and a page at most [`super::MAX_RECORD`].
 const PAGE: &str = "50";
-/// Attempts to get a page, and the pause between two.
-const TRIES: u32 = 3;
-const PAUSE: Duration = Duration::from_millis(300);
 /// Most images of a cloud.
 const MOST: usize = 20_000;
 
@@ -50,22 +44,6 @@ impl Http {
 }
 
 impl Image {
-    /// As [`Image::get`]. A service that ends a connection which was idle is asked again.
-    async fn get_again(
-        &self,
-        http: &Http,
-        url: &Url,
-        reach: Reach,
-    ) -> Result<(StatusCode, HeaderMap, Vec<u8>), Failure> {
-        for _ in 1..TRIES {
-            match self.get(http, url, reach).await {
-                Err(Failure::Again { .. }) => tokio::time::sleep(PAUSE).await,
-                done => return done,
-            }
-        }
-        self.get(http, url, reach).await
-    }
-
     async fn add_pages(
         &self,
         http: &Http,
@@ -76,7 +54,7 @@ impl Image {
         let mut marker: Option<String> = None;
         loop {
             let url = page_url(&glance, hidden, marker.as_deref())?;
-            let (status, headers, body) = self.get_again(http, &url, reach).await?;
+            let (status, headers, body) = self.get(http, &url, reach).await?;
             if status != StatusCode::OK {
                 return Err(refused("the list of images", status, &headers));
             }
