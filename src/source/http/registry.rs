@@ -17,7 +17,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout};
 
-use super::address::{Reach, host_not_public, not_public};
+use super::address::{Reach, Zone, host_not_public, not_public};
 use super::answer::Failure;
 use super::authorise::{Authoriser, Grant, Job, Located, Refusal, Remedy, Unsigned};
 use super::glance::refused;
@@ -106,6 +106,18 @@ impl Grant for Lent {
     }
 }
 
+/// Where a registry is; one with any public address is public.
+async fn zone_of(http: &Http, registry: &Url) -> Zone {
+    let range = host_not_public(registry);
+    if range.is_some() || http.clients.is_proxied(registry) {
+        return Zone::of(range);
+    }
+    let all = http.addresses(registry.host_str().unwrap_or_default()).await.unwrap_or_default();
+    let mut zones = all.into_iter().map(|address| Zone::of(not_public(address)));
+    let first = zones.next().unwrap_or(Zone::Public);
+    if zones.any(|zone| zone == Zone::Public) { Zone::Public } else { first }
+}
+
 /// The header lines that the configuration has for a URL.
 async fn configured(http: &Http, url: &Url) -> Result<HeaderMap, Failure> {
     match http.keyring.find(url) {
@@ -137,14 +149,7 @@ impl Registry {
         registry: &Url,
         challenge: &Challenge,
     ) -> Result<(HeaderValue, u64), Failure> {
-        let host = registry.host_str().unwrap_or_default();
-        let inside = host_not_public(registry).is_some()
-            || http.allow.has_host(registry)
-            || http
-                .addresses(host)
-                .await
-                .is_ok_and(|all| all.iter().any(|address| not_public(*address).is_some()));
-        let from = if inside { Reach::Anywhere } else { Reach::Public };
+        let from = Reach::From(zone_of(http, registry).await);
         let target = next_hop(http, registry, &challenge.realm, from)?;
         let (mut url, reach) = (target.url, target.reach);
         if let Some(service) = &challenge.service {
