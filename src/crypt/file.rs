@@ -233,6 +233,15 @@ impl MediumFile for EncryptedFile {
         self.file.sync_data()
     }
 
+    fn check_written_back(&self) -> io::Result<()> {
+        self.file.check_written_back()
+    }
+
+    fn write_stored(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let _writing = self.writing(offset, buf.len() as u64);
+        self.file.write_at(buf, offset)
+    }
+
     /// Bytes of the stored file: up to the end of the last block.
     fn len(&self) -> io::Result<u64> {
         self.file.len()

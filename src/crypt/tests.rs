@@ -211,3 +211,17 @@ fn a_reader_never_decrypts_a_part_of_a_write() {
         }
     });
 }
+
+#[test]
+fn stored_blocks_are_put_back_without_the_key() {
+    let (_medium, stored) = sim();
+    let file = Cipher::Key(Arc::new(key(1))).over(stored.clone());
+    file.write_at(&[1; BLOCK as usize], 3 * BLOCK).unwrap();
+    let mut before = [0; BLOCK as usize];
+    stored.read_at(&mut before, 3 * BLOCK).unwrap();
+    file.write_at(&[2; BLOCK as usize], 3 * BLOCK).unwrap();
+    Cipher::Locked.over(stored.clone()).write_stored(&before, 3 * BLOCK).unwrap();
+    let mut shown = [0; BLOCK as usize];
+    file.read_at(&mut shown, 3 * BLOCK).unwrap();
+    assert_eq!(shown, [1; BLOCK as usize]);
+}

@@ -16,11 +16,12 @@ use parking_lot::Mutex;
 
 use super::commit::MapFileState;
 use super::flush::TakenWords;
+use super::guard::scopeguard;
 use super::map::{LiveMap, Take};
 use super::record_builder::RecordBuilder;
 use super::{Delta, DeltaError};
 use crate::format::BLOCK;
-use crate::format::journal::{Carried, Journal, MOST_CARRIED, Record, State, WordSink};
+use crate::format::journal::{Carried, Journal, MOST_CARRIED, Record, State, WORD_BLOCKS, WordSink};
 use crate::format::layout::data_path;
 use crate::io::MediumFile;
 use crate::mutant::{Mutant, limit};
@@ -173,15 +174,23 @@ impl Delta {
         is_plain && commit.carry.allowed && !commit.carry.is_full(commit.base_len) && !commit.carry.is_old()
     }
 
-    /// Syncs the data file with blocks that were carried a while ago. To be called every second or so; may wait for the
-    /// storage.
+    /// Syncs the data file with blocks that were carried a while ago, or that the storage refused since. Flushes again soon
+    /// after a failed sync: until what that may have lost is written again, memory may drop it. To be called every second or
+    /// so; may wait for the storage.
     ///
     /// # Errors
     /// As [`Delta::flush`].
     pub fn settle_old(&self) -> Result<(), DeltaError> {
         // A flush that runs settles them itself.
-        let is_old = self.commit.try_lock().is_some_and(|commit| commit.carry.is_old());
-        if is_old { self.flush() } else { Ok(()) }
+        let commit = self.commit.try_lock();
+        let is_due = commit.is_some_and(|commit| commit.carry.is_old() || self.is_refused(&commit));
+        if is_due || self.has_lost() { self.flush() } else { Ok(()) }
+    }
+
+    /// Whether the storage refused what the kernel wrote of the data file by itself while blocks are carried: a failed sync.
+    fn is_refused(&self, commit: &MapFileState) -> bool {
+        let data = self.data.read().clone().filter(|_| !commit.carry.blocks.is_empty() && !self.has_lost());
+        data.is_some_and(|data| self.check_written_back(&*data).is_err())
     }
 
     /// What is carried is old from now on.
@@ -198,13 +207,19 @@ impl Delta {
         taken: &TakenWords<'_>,
         blocks: Vec<u64>,
     ) -> Result<bool, DeltaError> {
-        let is_new = !taken.is_empty();
-        if !is_new && (commit.carry.blocks.is_empty() || commit.carry.overwrites >= limit(OVERWRITES, 2)) {
+        let is_enough = commit.carry.overwrites >= limit(OVERWRITES, 2);
+        if taken.is_empty() && (commit.carry.blocks.is_empty() || is_enough) {
             // One sync, of the data file, does as much and writes each block once.
             return Ok(false);
         }
-        let Some(carried) = self.read_carried(blocks, commit.bounds.0) else { return Ok(false) };
-        let mut builder = RecordBuilder::default();
+        // This also runs when the medium panics. It changes nothing once the record is durable.
+        let _undo = scopeguard(|| self.kept.give_up());
+        let Some(carried) = self.read_carried(blocks, commit.bounds.0)? else { return Ok(false) };
+        // A word is also taken when it stays as it was and a carried block of it was written again.
+        let is_overwritten = |word: u64| {
+            carried.blocks.iter().any(|b| b / WORD_BLOCKS == word && commit.carry.blocks.contains(b))
+        };
+        let (mut builder, mut is_new) = (RecordBuilder::default(), false);
         for page in taken.pages() {
             let (words, others) = self.map.unchanged(u64::from(*page), Take::Changed);
             if others {
@@ -214,8 +229,12 @@ impl Delta {
                 if builder.is_full() {
                     return Ok(false);
                 }
+                is_new |= !is_overwritten(word);
                 builder.add(word, value);
             }
+        }
+        if !is_new && is_enough {
+            return Ok(false);
         }
         let (size, overlap) = commit.bounds;
         let runs = builder.into_runs();
@@ -227,7 +246,10 @@ impl Delta {
         self.append(commit, &bytes)?;
         commit.carry.bytes += bytes.len() as u64;
         commit.carry.overwrites = if is_new { 0 } else { commit.carry.overwrites + 1 };
-        commit.carry.blocks.extend(record.carried.into_iter().flat_map(|carried| carried.blocks));
+        if let (Some(carried), Some(file)) = (record.carried, &commit.file) {
+            self.kept.keep(file, carried.places(commit.tail));
+            commit.carry.blocks.extend(carried.blocks);
+        }
         if !commit.carry.blocks.is_empty() {
             commit.carry.since.get_or_insert_with(Instant::now);
         }
@@ -235,22 +257,28 @@ impl Delta {
     }
 
     /// The stored bytes of whole blocks; `None` when one of them is being written, or cannot be carried.
-    fn read_carried(&self, blocks: Vec<u64>, size: u64) -> Option<Carried> {
-        let data = self.data.read().clone()?;
+    ///
+    /// # Errors
+    /// As a failed sync when the data file may have lost one.
+    fn read_carried(&self, blocks: Vec<u64>, size: u64) -> Result<Option<Carried>, DeltaError> {
+        let Some(data) = self.data.read().clone() else { return Ok(None) };
         let data = data.stored().unwrap_or(data);
         let mut bytes = vec![0; blocks.len() * BLOCK as usize];
         for (block, bytes) in blocks.iter().zip(bytes.chunks_exact_mut(BLOCK as usize)) {
             if (block + 1) * BLOCK > size {
-                return None;
+                return Ok(None);
             }
             // Tried only: the holder of a range may wait for the lock that this flush holds.
-            let _range = self.ranges.try_lock(*block, block + 1)?;
-            let got = data.read_at(bytes, block * BLOCK).ok()?;
+            let Some(_range) = self.ranges.try_lock(*block, block + 1) else { return Ok(None) };
+            self.kept.begin(*block);
+            let Ok(got) = data.read_at(bytes, block * BLOCK) else { return Ok(None) };
             if got < bytes.len() || !Carried::may_carry(bytes) {
-                return None;
+                return Ok(None);
             }
         }
-        Some(Carried { blocks, bytes })
+        // After they were read: the kernel notes the failure before it drops the bytes (D122).
+        self.check_written_back(&*data)?;
+        Ok(Some(Carried { blocks, bytes }))
     }
 }
 

@@ -134,6 +134,7 @@ impl Delta {
                 self.append(commit, &record.encode(commit.nonce, commit.seq))?;
                 commit.bounds = (size, overlap);
                 commit.carry.settle();
+                self.kept.settle();
                 Ok(())
             }
             Target::New(file) => file.append(&record).map_err(DeltaError::io("writing a new map file")),
@@ -265,6 +266,7 @@ impl Delta {
         for before in commit.root.generation.max(1)..header.generation {
             let _ = medium.remove(&map_path(disk, before));
         }
+        self.kept.settle();
         *commit = MapFileState {
             root,
             last_started: header.generation,

@@ -14,7 +14,6 @@ use super::map::Take;
 use super::record_builder::RecordBuilder;
 use super::{Delta, DeltaError};
 use crate::format::BLOCK;
-use crate::format::journal::State;
 use crate::format::layout::DELTAS;
 use crate::io::MediumFile;
 use crate::mutant::{Mutant, limit};
@@ -112,22 +111,27 @@ impl Delta {
         }
         let failed = DeltaError::io("writing again what a failed sync may have lost");
         let redo = || -> io::Result<()> {
-            let Some(data) = self.data.read().clone() else { return Ok(()) };
+            let Some(shown) = self.data.read().clone() else { return Ok(()) };
             // The stored bytes, for which no key is needed.
-            let data = data.stored().unwrap_or(data);
+            let data = shown.stored().unwrap_or_else(|| shown.clone());
+            let lock = |from, to| (whole == WholeRange::NotHeld).then(|| self.ranges.lock(from, to));
             // Carried blocks are durable by the map file alone, and their words are not marked.
             let carried = self.commit.lock().carry.blocks.clone();
-            let carried = carried.into_iter().filter(|block| self.map.state(*block) == State::Data);
             // Read before the words: the kernel marks all later writes dirty itself.
             let unflushed = self.map.unflushed_pages().flat_map(|page| self.map.unflushed_data(page));
-            for (first, end) in unflushed.chain(carried.map(|block| (block, block + 1))) {
+            for (first, end) in unflushed {
                 for from in (first..end).step_by(REDO_BLOCKS) {
                     let to = end.min(from + REDO_BLOCKS as u64);
-                    let _range = (whole == WholeRange::NotHeld).then(|| self.ranges.lock(from, to));
+                    let _range = lock(from, to);
                     let mut bytes = vec![0; ((to - from) * BLOCK) as usize];
                     let got = data.read_at(&mut bytes, from * BLOCK)?;
                     data.write_at(&bytes[..got], from * BLOCK)?;
                 }
+            }
+            // Last: a word that is not flushed may have carried blocks too.
+            for block in carried {
+                let _range = lock(block, block + 1);
+                self.redo_carried(&*shown, block)?;
             }
             Ok(())
         };
@@ -291,6 +295,19 @@ impl Delta {
     }
 
     fn sync_data(&self, data: &dyn MediumFile) -> Result<(), DeltaError> {
+        self.syncs("syncing the data file", || data.sync_data())
+    }
+
+    /// Fails as a sync when the storage refused what the kernel wrote of the data file by itself.
+    pub(super) fn check_written_back(&self, data: &dyn MediumFile) -> Result<(), DeltaError> {
+        self.syncs("writing to the data file", || data.check_written_back())
+    }
+
+    fn syncs(
+        &self,
+        operation: &'static str,
+        sync: impl FnOnce() -> io::Result<()>,
+    ) -> Result<(), DeltaError> {
         // This also runs when the medium panics.
         let synced = Cell::new(false);
         let _failed = scopeguard(|| {
@@ -299,17 +316,20 @@ impl Delta {
             }
         });
         self.sync_begins(SYNCING_DATA);
-        data.sync_data().map_err(|e| self.poison("syncing the data file", e))?;
+        sync().map_err(|e| self.poison(operation, e))?;
         self.sync_ended(SYNCING_DATA);
         synced.set(true);
         Ok(())
     }
 
+    /// Whether a failed sync may have lost what was not written again yet.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire) != self.redone.load(Ordering::Acquire)
+    }
+
     /// Refuses to journal between a failed sync and [`Delta::rewrite_lost_data`].
     fn refuse_lost(&self) -> Result<(), DeltaError> {
-        if self.lost.load(Ordering::Acquire) != self.redone.load(Ordering::Acquire)
-            && !Mutant::LostNotRewritten.is_active()
-        {
+        if self.has_lost() && !Mutant::LostNotRewritten.is_active() {
             let error = io::Error::from_raw_os_error(libc::EIO);
             return Err(DeltaError::io("flush after a failed flush")(error));
         }

@@ -192,6 +192,14 @@ impl LiveMap {
         }
     }
 
+    /// Whether the word of a block is durable as it is.
+    pub fn is_durable(&self, block: u64) -> bool {
+        let (page_no, word, _) = locate(block);
+        let Some(page) = self.live.page(page_no) else { return true };
+        let bits = page[word / 64].load(Ordering::Acquire) | page[BITS + word / 64].load(Ordering::Acquire);
+        bits & 1 << (word % 64) == 0
+    }
+
     /// Unmaps all blocks from `first` on. This is not journaled: the size in the next record says the same.
     pub fn clear_from(&self, first: u64) {
         let (first_page, first_word, shift) = locate(first);

@@ -12,6 +12,7 @@ mod error;
 mod flush;
 mod gate;
 mod guard;
+mod kept;
 mod load;
 mod map;
 mod open;
@@ -37,6 +38,7 @@ pub use error::DeltaError;
 use flush::WholeRange;
 use gate::FlushGate;
 use guard::scopeguard;
+use kept::KeptBlocks;
 use map::{LiveMap, blocks_for};
 use ranges::RangeLock;
 use space::Space;
@@ -133,6 +135,8 @@ pub struct Delta {
     unsynced: AtomicBool,
     /// What the next flush may carry in the map file.
     written: WrittenBlocks,
+    /// What the map file has for the case that the data file loses it.
+    kept: KeptBlocks,
     /// How many syncs of the data file failed, and for how many of them the lost bytes were written again.
     lost: AtomicU64,
     redone: AtomicU64,
@@ -363,7 +367,7 @@ impl Delta {
         // A flush takes the words, then clears this flag. It is set after the data and before the words, so a flush
         // that takes the words also sees the flag.
         self.unsynced.store(true, Ordering::Release);
-        self.written.note(first, last + 1);
+        self.note_written((first, last + 1), &*data);
         if done.is_err() {
             // A part of the write may be in blocks that readers see already. The next flush must include them, and so
             // must the flush after a failed one.
@@ -407,7 +411,7 @@ impl Delta {
         bytes.truncate((size - at).min(BLOCK) as usize);
         let done = data.write_at(&bytes, at);
         self.unsynced.store(true, Ordering::Release);
-        self.written.note(block, block + 1);
+        self.note_written((block, block + 1), &*data);
         done.map_err(DeltaError::io("writing to the delta"))?;
         self.map.set(block, block + 1, State::Data);
         room.keep();
@@ -490,6 +494,7 @@ impl Delta {
 
     fn zero_locked(&self, first: u64, end: u64) -> Result<(), DeltaError> {
         let freed = self.data_bytes(first, end);
+        self.kept.forget(first..end);
         // Above the overlap no base shows through, so `Unmapped` is enough and takes no memory.
         let hidden = blocks_for(self.overlap()).clamp(first, end);
         if hidden > first {

@@ -12,6 +12,7 @@ use super::carry::WrittenBlocks;
 use super::commit::{SYNCING_DATA, SYNCING_MAP};
 use super::flush::WholeRange;
 use super::gate::FlushGate;
+use super::kept::KeptBlocks;
 use super::map::LiveMap;
 use super::ranges::RangeLock;
 use super::recovery::{check_live, epochs_of_given_up, is_ours, open_map_file, replay};
@@ -90,6 +91,7 @@ impl Delta {
             redone: AtomicU64::new(0),
             unsynced: AtomicBool::new(true),
             written: WrittenBlocks::unknown(),
+            kept: KeptBlocks::default(),
             unlisted: AtomicBool::new(true),
             failure: Mutex::new(None),
             space: Space::default(),
@@ -111,6 +113,7 @@ impl Delta {
                 // Each record is synced before the next one is written: only the last one may be there.
                 delta.commit.lock().redo_from = last_record;
             }
+            delta.put_back_carried(journal.as_ref())?;
             let pending = delta.word(LiveHeader::PendingShrink);
             if pending != 0 {
                 delta.rewrite_lost_data(WholeRange::Held)?;
@@ -123,6 +126,8 @@ impl Delta {
                 delta.set_word(LiveHeader::OpenedEpoch, opened);
                 *delta.failure.lock() = Some(GIVEN_UP.into());
             }
+            // They were put into the data file just now.
+            delta.keep_placed(journal.as_ref());
             delta.delta_io.live.publish(delta.spec.disk).map_err(fail("creating the live map"))?;
         }
         Ok(delta)

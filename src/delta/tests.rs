@@ -4,6 +4,7 @@ mod carried;
 mod interrupted;
 mod killed;
 mod large_maps;
+mod lost;
 mod shown;
 mod space;
 
@@ -38,7 +39,9 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let medium = SimMedium::new(1);
+        Self::on(SimMedium::new(1))
+    }
+    fn on(medium: SimMedium) -> Self {
         medium.make_dir("deltas").unwrap();
         medium.sync_dir(".").unwrap();
         Self { medium, live: Arc::default(), roots: Arc::default(), overlap: 0, rises: false }

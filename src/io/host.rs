@@ -167,6 +167,9 @@ impl MediumFile for HostFile {
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
     }
+    fn check_written_back(&self) -> io::Result<()> {
+        sys::check_written_back(self.0.as_fd())
+    }
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }

@@ -130,6 +130,11 @@ pub trait MediumFile: Send + Sync {
     }
     /// fdatasync(2): the data and the size survive power loss.
     fn sync_data(&self) -> io::Result<()>;
+    /// Fails when the storage refused what the kernel wrote of the file by itself since the last sync: as a sync would,
+    /// but without one, and waits for nothing. Each such failure is reported once, here or by a sync.
+    fn check_written_back(&self) -> io::Result<()> {
+        Ok(())
+    }
     /// Bytes of the file.
     fn len(&self) -> io::Result<u64>;
     /// Whether the file has no bytes.
@@ -155,6 +160,11 @@ pub trait MediumFile: Send + Sync {
     /// The file below, of which this one shows the bytes in another form.
     fn stored(&self) -> Option<Arc<dyn MediumFile>> {
         None
+    }
+    /// Writes whole blocks of [`stored`](Self::stored), for which no key is needed. Readers of this file see each block as
+    /// before or as written.
+    fn write_stored(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(buf, offset)
     }
     /// Device and inode number.
     fn identity(&self) -> io::Result<(u64, u64)>;

@@ -80,6 +80,17 @@ pub fn is_cached(fd: BorrowedFd<'_>, offset: u64, len: u64) -> bool {
     done == 0 && counts[0] >= pages
 }
 
+/// Whether the kernel could write what it wrote of a file by itself. A failure is reported once, here or by a sync.
+pub fn check_written_back(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // sync_file_range(2) waits for the pages of a range, here for none, and gives the error of the whole file.
+    const NO_PAGES: i64 = 1 << 62;
+    let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE;
+    // SAFETY: takes numbers only.
+    let done = unsafe { libc::sync_file_range(fd.as_raw_fd(), NO_PAGES, 4096, wait) };
+    let error = io::Error::last_os_error();
+    if done == 0 || error.raw_os_error() == Some(libc::ENOSYS) { Ok(()) } else { Err(error) }
+}
+
 /// The request of ioctl(2) that lists a file's extents.
 pub const FS_IOC_FIEMAP: libc::c_ulong = 0xc020_660b;
 

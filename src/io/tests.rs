@@ -1,4 +1,4 @@
-//! Tests of the live file.
+//! Tests of the live file, and of files of the host.
 
 use super::*;
 use std::sync::atomic::Ordering;
@@ -133,4 +133,16 @@ fn live_maps_that_a_dead_worker_did_not_complete_are_removed() {
     let next = LiveDir::new(&dir).unwrap();
     assert_eq!(names(), ["1.live"]);
     assert!(next.existing(1).unwrap().is_some() && next.existing(2).unwrap().is_none());
+}
+
+#[test]
+fn of_a_file_that_the_kernel_has_yet_to_write_nothing_was_refused() {
+    for dir in [std::env::temp_dir(), "/dev/shm".into()] {
+        let tmp = tempfile::tempdir_in(dir).unwrap();
+        let file = HostMedium::new(tmp.path()).unwrap().open("f", Open::Create).unwrap();
+        file.write_at(&[1; 8192], 0).unwrap();
+        file.check_written_back().unwrap();
+        file.sync_data().unwrap();
+        file.check_written_back().unwrap();
+    }
 }

@@ -159,6 +159,7 @@ const SERVING: &[c_long] = &[
     libc::SYS_signalfd4,
     libc::SYS_socketpair,
     libc::SYS_splice,
+    libc::SYS_sync_file_range,
     libc::SYS_syncfs,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,

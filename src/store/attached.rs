@@ -157,8 +157,8 @@ impl Store {
         }
     }
 
-    /// Syncs the data files of the disks in a pool whose flushes carried blocks a while ago (D97). To be called every second
-    /// or so; may wait for that pool's storage. What fails is tried again after pauses of up to a minute.
+    /// Syncs the data files of the disks in a pool whose flushes carried blocks a while ago (D97), or whose last sync failed. To
+    /// be called every second or so; may wait for that pool's storage. What fails is tried again after pauses of up to a minute.
     pub fn settle_carried_in(&self, pool: u64, now: Instant) {
         for node in self.attachments.all().iter().filter(|node| self.pool_of(node) == pool) {
             if self.is_closing() {
@@ -175,7 +175,7 @@ impl Store {
                 }
                 Err(error) => {
                     let pause = node.rare().settling_retry.failed(now).as_secs();
-                    tracing::warn!(disk = node.name(), %error, "what was flushed to the map file is not in the data file yet; it is tried again in {pause} s");
+                    tracing::warn!(disk = node.name(), %error, "the data file of the disk is not synced yet; it is tried again in {pause} s");
                 }
             }
         }

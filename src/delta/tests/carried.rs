@@ -4,8 +4,12 @@ use super::*;
 use crate::format::layout::map_path;
 
 /// A delta whose map file may carry blocks: it was flushed a few times.
-fn carrying() -> (Rig, Arc<Delta>) {
-    let rig = Rig::new();
+pub(super) fn carrying() -> (Rig, Arc<Delta>) {
+    carrying_on(SimMedium::new(1))
+}
+
+pub(super) fn carrying_on(medium: SimMedium) -> (Rig, Arc<Delta>) {
+    let rig = Rig::on(medium);
     let delta = rig.open();
     for n in 0..6 {
         put(&delta, n, 1);

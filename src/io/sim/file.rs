@@ -26,6 +26,8 @@ pub(super) struct Inode {
     /// The contents that each sector has had since the last sync, oldest first.
     pending: BTreeMap<u64, Vec<Sector>>,
     pending_len: Vec<u64>,
+    /// The medium refused what was written back, and no call has said so yet.
+    refused: bool,
 }
 
 impl Inode {
@@ -140,6 +142,29 @@ impl Inode {
         }
     }
 
+    /// The medium refuses what is in flight, which the kernel writes by itself, and memory has dropped it since. The length
+    /// stays dirty.
+    pub fn refuse(&mut self) {
+        self.refused |= !self.pending.is_empty();
+        self.pending.clear();
+        self.sectors = self.durable.clone();
+    }
+
+    /// Memory drops all that is not in flight.
+    pub fn evict(&mut self) {
+        let in_flight = |no: &u64| self.pending.contains_key(no);
+        let mut sectors = self.durable.clone();
+        sectors.retain(|no, _| !in_flight(no));
+        sectors.extend(self.sectors.iter().filter(|(no, _)| in_flight(no)).map(|(no, s)| (*no, s.clone())));
+        self.sectors = sectors;
+    }
+
+    /// Reports once that the medium refused what was written back.
+    fn check(&mut self) -> io::Result<()> {
+        let refused = std::mem::take(&mut self.refused);
+        if refused { Err(io::Error::from_raw_os_error(libc::EIO)) } else { Ok(()) }
+    }
+
     /// The file after a cut.
     pub fn crash(&self, rng: &mut Rng, keep: Keep) -> Self {
         let mut sectors = self.durable.clone();
@@ -221,7 +246,16 @@ impl MediumFile for SimFile {
         )
     }
     fn sync_data(&self) -> io::Result<()> {
-        self.call(Call::SyncData, Inode::sync_failed, Inode::sync)
+        let synced = self.call(Call::SyncData, Inode::sync_failed, |inode| {
+            inode.sync();
+            inode.check()
+        });
+        synced?
+    }
+    fn check_written_back(&self) -> io::Result<()> {
+        let mut state = self.shared.state.lock();
+        let refused = state.inodes.get(&self.inode).is_some_and(|inode| inode.refused);
+        if refused { state.inode(self.inode).check() } else { Ok(()) }
     }
     fn len(&self) -> io::Result<u64> {
         Ok(self.shared.state.lock().inodes.get(&self.inode).map_or(0, |inode| inode.len))

@@ -311,6 +311,24 @@ impl SimMedium {
         Self { shared: Arc::new(Shared { state: Mutex::new(state), hook: Mutex::default(), stamps }) }
     }
 
+    /// The medium refuses what is in flight of a file, and the kernel drops it from memory. The next sync fails, or
+    /// [`MediumFile::check_written_back`].
+    pub fn refuse_write_back(&self, name: &str) {
+        self.with_inode(name, Inode::refuse);
+    }
+
+    /// The kernel drops from memory what it considers written of a file.
+    pub fn evict(&self, name: &str) {
+        self.with_inode(name, Inode::evict);
+    }
+
+    fn with_inode(&self, name: &str, deed: impl FnOnce(&mut Inode)) {
+        let mut state = self.shared.state.lock();
+        if let Ok(id) = state.file(name) {
+            deed(state.inode(id));
+        }
+    }
+
     /// Removes all planned faults.
     pub fn forget_faults(&self) {
         self.shared.state.lock().faults.clear();

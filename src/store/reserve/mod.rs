@@ -399,6 +399,9 @@ impl MediumFile for DataFile {
     fn sync_data(&self) -> io::Result<()> {
         self.inner.sync_data()
     }
+    fn check_written_back(&self) -> io::Result<()> {
+        self.inner.check_written_back()
+    }
     fn len(&self) -> io::Result<u64> {
         self.inner.len()
     }
