@@ -23,7 +23,7 @@ use super::connections::{self, MAX_CONNECTIONS};
 use super::wire::{self, rfc3339};
 use super::{ApiError, Cause};
 use crate::bases::sources::HostSources;
-use crate::events::{Delivery, Events, Kind, LAST_DELIVERIES, Listener, Reason, Record, Traffic};
+use crate::events::{Delivery, Events, Kind, Listener, Reason, Record, Traffic};
 use crate::io::sys;
 
 /// How often counters become events.
@@ -214,18 +214,19 @@ async fn count_in_flight(State(in_flight): State<Arc<InFlight>>, request: Reques
 
 /// Serves until `drain` is notified and the requests that have begun are answered. Clients that follow events get the
 /// rest of them and the end of the answer, and the destinations of `[notify]` the rest. A client that does not read
-/// delays the return by [`CLOSE_TIMEOUT`] at most, a destination that is slow by [`LAST_DELIVERIES`].
+/// delays the return by [`CLOSE_TIMEOUT`] at most, a destination that is slow by `deliveries`.
 pub async fn serve_until(
     listener: tokio::net::UnixListener,
     router: Router,
     drain: Arc<Notify>,
     events: Events,
+    deliveries: Duration,
 ) {
     let in_flight = Arc::new(InFlight::default());
     let router = router.layer(from_fn_with_state(in_flight.clone(), count_in_flight));
     let draining = Arc::new(Notify::new());
     let drain_begun = draining.clone();
-    let (listeners, deliveries) = (events.clone(), events.clone());
+    let (listeners, left) = (events.clone(), events.clone());
     let drained = async move {
         drain.notified().await;
         events.close();
@@ -248,6 +249,6 @@ pub async fn serve_until(
         () = only_stalled_listeners => return,
     }
     // Without clients, the listeners that are left deliver notifications.
-    let wait = move || deliveries.wait_for_listeners(Instant::now() + LAST_DELIVERIES);
+    let wait = move || left.wait_for_listeners(Instant::now() + deliveries);
     let _ = tokio::task::spawn_blocking(wait).await;
 }

@@ -44,6 +44,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use axum::extract::{DefaultBodyLimit, FromRef};
 use axum::routing::{delete, get, post};
@@ -116,6 +117,8 @@ pub struct Control {
     pub clients: Arc<clients::ClientJobs>,
     /// Counters of delivered events.
     pub notifications: Arc<Notifications>,
+    /// How long the end of the socket waits for them.
+    pub last_deliveries: Duration,
     /// When this worker began to serve; nanoseconds since the epoch.
     pub serving_since_ns: i64,
     /// Why a configured status page is not served now.
@@ -249,7 +252,7 @@ pub fn spawn(
     let listener = std::os::unix::net::UnixListener::from(listener);
     listener.set_nonblocking(true)?;
     let sources = control.bases.sources().clone();
-    let bus = control.events.clone();
+    let (bus, deliveries) = (control.events.clone(), control.last_deliveries);
     let (tick_control, clients) = (control.clone(), control.clients.clone());
     let router = router(control);
     let run = move || {
@@ -272,7 +275,7 @@ pub fn spawn(
                         clients.close();
                         begins.notify_one();
                     });
-                    events::serve_until(listener, router, draining, bus).await;
+                    events::serve_until(listener, router, draining, bus, deliveries).await;
                     closing.abort();
                     ticking.iter().for_each(tokio::task::JoinHandle::abort);
                     drained();

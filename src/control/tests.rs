@@ -3,7 +3,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::routing::get;
@@ -40,7 +40,7 @@ impl Socket {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async {
                 let listener = tokio::net::UnixListener::from_std(listener).expect("a socket");
-                serve_until(listener, router, drained, bus).await;
+                serve_until(listener, router, drained, bus, Duration::from_millis(100)).await;
             });
         });
         Self { dir, events, drain, thread }
@@ -167,6 +167,18 @@ fn a_follower_that_does_not_read_does_not_delay_the_end() {
     let socket = Socket::new();
     let _stream = stalled_follower(&socket);
     socket.end();
+}
+
+/// A destination of notifications is a listener without a connection.
+#[test]
+fn the_end_waits_for_a_destination_as_long_as_it_is_told() {
+    let socket = Socket::new();
+    let (events, slow) = (socket.events.clone(), socket.events.listen(None).expect("room"));
+    let begun = Instant::now();
+    socket.end();
+    assert!(begun.elapsed() >= Duration::from_millis(100));
+    assert_eq!(events.state().listeners, 1);
+    drop(slow);
 }
 
 #[test]

@@ -36,7 +36,7 @@ use crate::control::wire::Confinement;
 use crate::control::{self, Control};
 use crate::delta::Delta;
 use crate::disks::DiskJobs;
-use crate::events::{Event, Events};
+use crate::events::{Event, Events, HURRIED_DELIVERIES, LAST_DELIVERIES};
 use crate::format::record::Superblock;
 use crate::fuse::kernel::KernelNotifier;
 use crate::fuse::session::FuseSession;
@@ -533,6 +533,8 @@ fn serve(
         disk_jobs: disk_jobs.clone(),
         clients: Arc::default(),
         notifications: notifications.clone(),
+        // Without resend the supervisor pauses requests before this worker ends.
+        last_deliveries: if start.offers.resend { LAST_DELIVERIES } else { HURRIED_DELIVERIES },
         serving_since_ns: sys::now_ns(),
         page_trouble: Arc::new(Mutex::new(PageSocket::trouble(page.as_ref()))),
         export_trouble: export.is_none().then(|| {

@@ -33,6 +33,8 @@ pub const QUEUE: usize = 1024;
 pub const LISTENERS: usize = 64;
 /// How long a worker that is told to end waits for listeners to receive and deliver their last events.
 pub const LAST_DELIVERIES: Duration = Duration::from_secs(2);
+/// The same while guests wait for the end.
+pub const HURRIED_DELIVERIES: Duration = Duration::from_millis(250);
 /// Most bytes of a reason.
 const LONGEST_REASON: usize = 512;
 

@@ -541,7 +541,7 @@ pub const KEYS: &[Key] = &[
         flag: "",
         default: says("all", "[\"base.hit\", \"base.miss\", \"base.evict\"]"),
         bounds: Bounds::Meaning,
-        meaning: "The names of the events that are delivered; [semantics.md](semantics.md) has them. Events wait in a queue of 1,024. Above it, and after four failed attempts, they are dropped and counted (`plyfs_notifications_total`). A worker that is told to end (`plyfs stop`, `plyfs upgrade`) delivers the rest within 2 s. What one that dies has not delivered is lost; `worker.started` of the next says so.",
+        meaning: "The names of the events that are delivered; [semantics.md](semantics.md) has them. Events wait in a queue of 1,024. Above it, and after four failed attempts, they are dropped and counted (`plyfs_notifications_total`). A worker that is told to end (`plyfs stop`, `plyfs upgrade`) delivers the rest within 2 s (an upgrade before Linux 6.9: 250 ms). What one that dies has not delivered is lost; `worker.started` of the next says so.",
     },
     Key {
         section: "encryption",
