@@ -248,6 +248,9 @@ fn stop_serving(daemon: &TestDaemon) -> i32 {
 
 #[test]
 fn without_a_serving_worker_the_status_reports_it() {
+    if !needs("resend") {
+        return;
+    }
     let daemon = TestDaemon::on_disk();
     let client = Client::new(&daemon.create("a", false, 1 << 20), 1 << 20, 1);
     let stopped = stop_serving(&daemon);
@@ -262,6 +265,9 @@ fn without_a_serving_worker_the_status_reports_it() {
 
 #[test]
 fn a_worker_that_does_not_take_over_is_replaced() {
+    if !needs("resend") {
+        return;
+    }
     let daemon = TestDaemon::on_disk();
     let client = Client::new(&daemon.create("a", false, 1 << 20), 1 << 20, 1);
     let stuck = stop_serving(&daemon);
