@@ -23,7 +23,7 @@ impl ProofDisk {
     pub fn new(cache: Arc<DiskCache>) -> Arc<Self> {
         Arc::new(Self {
             cache,
-            readers: TimedLane::new("proof-read", 2),
+            readers: TimedLane::new("proof-read", 2, usize::MAX),
             writers: Lane::new("proof-write", 1),
             waiting: Arc::new(tokio::sync::Semaphore::new(MOST_WAITING)),
         })

@@ -4,7 +4,7 @@
 //! What must hold:
 //! - A relative is a guess: its bytes are delivered only in groups that the proof of the base itself proves (D108).
 //! - Guessing costs no request. Until one of its groups was right, a relative is tried only where the hashes are in memory;
-//!   one that is wrong a few times in a row is not tried again.
+//!   one that is wrong a few times in a row is tried again after some MiB, as a new build changes what is read first.
 //! - The cache's disk is waited for as briefly as for pages of proofs. Then the server is asked.
 //! - What is read of a relative counts as no use of it.
 //!
@@ -28,8 +28,12 @@ use crate::source::{Deliver, Parts, Purpose, RemoteSource, SourceError};
 const MOST: usize = 64;
 /// How often the list of cached sources is made.
 const LISTED: Duration = Duration::from_secs(30);
-/// Groups that a source may have wrong before it was right once.
+/// Groups that a source may have wrong in a row.
 const PROBES: u32 = 8;
+/// Fetched groups for each further group that it may have wrong.
+const PER_PROBE: u64 = 64;
+/// Reads of relatives that may wait; above it the server is asked at once.
+const MOST_WAITING: usize = 8;
 /// Of so many groups of a relative one must be right.
 const SHARE: u32 = 8;
 /// After so many groups the older ones count half.
@@ -57,6 +61,8 @@ pub struct Guesses {
 #[derive(Default)]
 struct Scores {
     listed: Option<Instant>,
+    /// Groups that were to be fetched.
+    asked: u64,
     /// In the order in which they are tried.
     sources: Vec<(SourceKey, Score)>,
 }
@@ -72,8 +78,9 @@ impl Score {
         self.right > 0 && self.right.saturating_mul(SHARE) >= self.tried
     }
 
-    fn may_be_relative(self) -> bool {
-        self.right == 0 && self.tried < PROBES
+    /// After so many groups that were to be fetched.
+    fn may_be_relative(self, asked: u64) -> bool {
+        !self.is_relative() && u64::from(self.tried) < u64::from(PROBES) + asked / PER_PROBE
     }
 
     fn add(&mut self, other: Self) {
@@ -91,7 +98,11 @@ type Found = Vec<Option<Vec<u8>>>;
 impl Relatives {
     /// Of this cache.
     pub fn new(cache: Arc<DiskCache>) -> Arc<Self> {
-        Arc::new(Self { cache, readers: TimedLane::new("relatives", 2), bytes: AtomicU64::new(0) })
+        Arc::new(Self {
+            cache,
+            readers: TimedLane::new("relatives", 2, MOST_WAITING),
+            bytes: AtomicU64::new(0),
+        })
     }
 
     /// Bytes that came from relatives since the start of the worker.
@@ -138,18 +149,20 @@ impl Guesses {
         if scores.listed.is_none_or(|listed| listed.elapsed() > LISTED) {
             self.list(&mut scores);
         }
+        scores.asked += (range.end - range.start).div_ceil(GROUP);
+        let asked = scores.asked;
         let blocks = range.start / GROUP..range.end.div_ceil(GROUP).min(range.start / GROUP + LOOKED_AT);
         let may_have = |key: &SourceKey| {
             let source = self.all.cache.find(key);
             source.is_some_and(|source| blocks.clone().any(|block| source.contains_now(block) != Some(false)))
         };
-        let having = |is_so: fn(Score) -> bool| {
-            let of = scores.sources.iter().filter(move |(_, score)| is_so(*score)).map(|(key, _)| *key);
-            of.filter(may_have).take(AT_ONCE)
+        let having = |is_so: &dyn Fn(Score) -> bool| -> Vec<SourceKey> {
+            let of = scores.sources.iter().filter(|(_, score)| is_so(*score)).map(|(key, _)| *key);
+            of.filter(may_have).take(AT_ONCE).collect()
         };
-        let mut chosen: Vec<_> = having(Score::is_relative).collect();
+        let mut chosen = having(&Score::is_relative);
         if hashes_are_here {
-            chosen.extend(having(Score::may_be_relative));
+            chosen.extend(having(&|score| score.may_be_relative(asked)));
         }
         chosen
     }
@@ -201,6 +214,10 @@ impl Guesses {
         let found = self.read(keys, parts.clone()).await;
         let range = parts.range();
         let far = missing(&found, MOST_REQUESTS);
+        if far.first().is_some_and(|groups| groups.end - groups.start == found.len() as u64) {
+            // None is here: what comes is delivered as it comes.
+            return remote.fetch_proven(range, purpose, since, deliver, parts.known()).await;
+        }
         // All requests at once. They end with this fetch.
         let (mut requests, mut came) = (JoinSet::new(), HashMap::new());
         for groups in &far {
@@ -275,7 +292,8 @@ mod tests {
     fn a_source_that_is_mostly_wrong_is_no_relative() {
         let score = |tried, right| Score { tried, right };
         assert!(score(8, 1).is_relative() && !score(9, 1).is_relative() && !score(0, 0).is_relative());
-        assert!(score(PROBES - 1, 0).may_be_relative() && !score(PROBES, 0).may_be_relative());
+        assert!(score(PROBES - 1, 0).may_be_relative(0) && !score(PROBES, 0).may_be_relative(0));
+        assert!(score(PROBES, 0).may_be_relative(PER_PROBE) && !score(8, 8).may_be_relative(u64::MAX));
         let mut of = score(200, 200);
         of.add(score(100, 0));
         assert_eq!(of, score(150, 100));

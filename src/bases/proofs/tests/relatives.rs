@@ -115,6 +115,16 @@ fn other_images_cost_no_request_and_few_reads() {
     assert!(bytes <= 100 * GROUP && asked.iter().map(|groups| groups.end - groups.start).sum::<u64>() >= 101);
 }
 
+/// The tables of a filesystem, which are read first, have new times and identifiers in each build.
+#[test]
+fn a_build_whose_beginning_is_all_new_is_found_to_be_related() {
+    let groups: Vec<_> = (0..40).collect();
+    let (asked, bytes) = fetched(&changed(&groups), &[image()]);
+    let fetched: u64 = asked.iter().map(|groups| groups.end - groups.start).sum();
+    assert!(fetched <= 40 + PIECE + 64, "{asked:?}");
+    assert!(bytes >= 90 * GROUP, "{bytes}");
+}
+
 #[test]
 fn a_relative_among_other_images_is_found() {
     let other = |seed: u8| image().iter().map(|byte| byte ^ seed).collect::<Vec<u8>>();
